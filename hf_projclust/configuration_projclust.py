@@ -1,0 +1,216 @@
+"""Configuration of a compressed model: the native configuration plus the shape of its factored table.
+
+One model type, "projclust", is registered with Transformers. Its JSON names the native type in
+``base_model_type``; reading it makes, on demand, a subclass of the native configuration
+(``ProjClustBertConfig`` for BERT), so that every native field, default and property holds. In memory
+``model_type`` stays the native one, which tokenizers, PEFT and generation read; only the JSON says
+"projclust", so that a Transformers without this plugin refuses the checkpoint instead of loading a random
+table.
+
+This file travels with a checkpoint: it imports torch, transformers and its two siblings only.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+FORMAT_VERSION = 1
+PREFIX = "ProjClust"
+
+
+class ProjClustCheckpointError(ValueError):
+    """A compressed checkpoint is damaged, incomplete, or not one that this version can read."""
+
+
+@dataclass(frozen=True)
+class FactorLayout:
+    """Shapes of a factored table: the rows of cluster i have ``cluster_ranks[i]`` coordinates each.
+
+    A cluster of rank ``dim`` keeps its rows as they are and has no basis; a cluster of rank 0 holds zero rows
+    and stores nothing.
+
+    Args:
+        dim: Width of the table, d.
+        cluster_sizes: Number of tokens in each cluster, n_1..n_k.
+        cluster_ranks: Number of coordinates of a row in each cluster, j_1..j_k.
+
+    Raises:
+        ProjClustCheckpointError: If the numbers do not describe a table.
+    """
+
+    dim: int
+    cluster_sizes: tuple[int, ...]
+    cluster_ranks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Check the numbers before any memory is reserved for them."""
+        object.__setattr__(self, "cluster_sizes", tuple(self.cluster_sizes))
+        object.__setattr__(self, "cluster_ranks", tuple(self.cluster_ranks))
+        numbers = (self.dim, *self.cluster_sizes, *self.cluster_ranks)
+        if not all(type(number) is int for number in numbers) or self.dim < 1:
+            raise ProjClustCheckpointError(
+                f"the factored table has dim={self.dim!r}, cluster_sizes={self.cluster_sizes!r} and "
+                f"cluster_ranks={self.cluster_ranks!r}; expected whole numbers and dim >= 1. "
+                "The config.json is damaged: fetch the checkpoint again."
+            )
+        if not self.cluster_sizes or len(self.cluster_sizes) != len(self.cluster_ranks):
+            raise ProjClustCheckpointError(
+                f"the factored table has {len(self.cluster_sizes)} cluster_sizes and {len(self.cluster_ranks)} "
+                "cluster_ranks; expected as many of each, and at least one. "
+                "The config.json is damaged: fetch the checkpoint again."
+            )
+        if min(self.cluster_sizes) < 0 or not all(0 <= rank <= self.dim for rank in self.cluster_ranks):
+            raise ProjClustCheckpointError(
+                f"the factored table has cluster_sizes={self.cluster_sizes} and "
+                f"cluster_ranks={self.cluster_ranks}; "
+                f"expected sizes >= 0 and ranks from 0 to dim={self.dim}. "
+                "The config.json is damaged: fetch the checkpoint again."
+            )
+
+    @property
+    def num_clusters(self) -> int:
+        """Number of clusters, k."""
+        return len(self.cluster_sizes)
+
+    @property
+    def num_embeddings(self) -> int:
+        """Number of tokens, n."""
+        return sum(self.cluster_sizes)
+
+    @property
+    def coefficient_counts(self) -> list[int]:
+        """Stored coordinates of each cluster, n_i * j_i."""
+        return [size * rank for size, rank in zip(self.cluster_sizes, self.cluster_ranks, strict=True)]
+
+    @property
+    def basis_ranks(self) -> list[int]:
+        """Stored basis vectors of each cluster: j_i, and none where the rows are kept as they are."""
+        return [rank if rank < self.dim else 0 for rank in self.cluster_ranks]
+
+    @property
+    def num_parameters(self) -> int:
+        """Stored numbers of the whole table, the sum of j_i * (n_i + d)."""
+        return sum(self.coefficient_counts) + sum(self.basis_ranks) * self.dim
+
+
+class ProjClustConfigMixin:
+    """What a made configuration adds to its native base: the attribute ``projclust`` and the JSON's two names."""
+
+    @property
+    def embedding_layout(self) -> FactorLayout:
+        """Shapes of the factored input embedding.
+
+        Raises:
+            ProjClustCheckpointError: If the configuration carries none, or one of another format.
+        """
+        section = getattr(self, "projclust", None)
+        if not isinstance(section, dict) or not isinstance(section.get("embedding"), dict):
+            raise ProjClustCheckpointError(
+                f"{type(self).__name__} has projclust={section!r}; expected a dictionary with the shapes of the "
+                "factored table under 'embedding'. Make such a model with hf_projclust.compress(), or fetch the "
+                "checkpoint again."
+            )
+        if section.get("format_version") != FORMAT_VERSION:
+            raise ProjClustCheckpointError(
+                f"the checkpoint has format_version={section.get('format_version')!r}; this hf_projclust reads "
+                f"{FORMAT_VERSION}. Install the hf_projclust that wrote it, or a newer one."
+            )
+        fields = section["embedding"]
+        expected = {"dim", "cluster_sizes", "cluster_ranks"}
+        if set(fields) != expected or not all(
+            isinstance(fields[key], list | tuple) for key in ("cluster_sizes", "cluster_ranks")
+        ):
+            raise ProjClustCheckpointError(
+                f"the checkpoint's factored table is described by {fields!r}; expected {sorted(expected)}, the "
+                "last two as lists. The config.json is damaged: fetch the checkpoint again."
+            )
+        return FactorLayout(**fields)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read the JSON, with the native model type in its place."""
+        config_dict, unused = super().get_config_dict(*args, **kwargs)  # type: ignore[misc]
+        return _with_native_type(config_dict), unused
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Write the JSON, with "projclust" as the model type."""
+        fields = json.loads(super().to_json_string(use_diff=use_diff))  # type: ignore[misc]
+        fields["base_model_type"], fields["model_type"] = fields["model_type"], ProjClustConfig.model_type
+        return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+
+
+class ProjClustConfig(PreTrainedConfig):
+    """The registered entry: reading a "projclust" JSON gives a configuration made for its base model type."""
+
+    model_type = "projclust"
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make the configuration that ``base_model_type`` asks for.
+
+        Args:
+            config_dict: The content of a compressed model's config.json.
+            **kwargs: As in ``PreTrainedConfig.from_dict``.
+
+        Returns:
+            An instance of the made class, or a pair with the unused arguments if ``return_unused_kwargs``.
+
+        Raises:
+            ProjClustCheckpointError: If the base type is missing or unknown, or the table's shapes are damaged.
+        """
+        base_model_type = config_dict.get("base_model_type")
+        if base_model_type not in CONFIG_MAPPING or base_model_type == cls.model_type:
+            raise ProjClustCheckpointError(
+                f"the checkpoint's base_model_type is {base_model_type!r}; expected a model type of the installed "
+                "Transformers, such as 'bert'. Upgrade transformers, or fetch the checkpoint again."
+            )
+        config_class = projclust_config_class(CONFIG_MAPPING[base_model_type])
+        result = config_class.from_dict(_with_native_type(config_dict), **kwargs)  # type: ignore[attr-defined]
+        config = result[0] if isinstance(result, tuple) else result
+        _ = config.embedding_layout
+        return result
+
+
+@functools.cache
+def projclust_config_class(native_class: type[PreTrainedConfig]) -> type[ProjClustConfigMixin]:
+    """Make and register the compressed counterpart of a native configuration class.
+
+    Args:
+        native_class: A configuration class, such as ``BertConfig``.
+
+    Returns:
+        Its subclass, ``ProjClustBertConfig``: the same object for the same argument.
+    """
+    from .modeling_projclust import register_auto_classes
+
+    name = f"{PREFIX}{native_class.__name__}"
+    attributes = {"__module__": __name__, "native_class": native_class}
+    config_class = type(name, (ProjClustConfigMixin, native_class), attributes)
+    register_auto_classes(config_class)
+    return config_class
+
+
+def register() -> None:
+    """Tell ``AutoConfig`` of the model type "projclust". Calling it again changes nothing."""
+    AutoConfig.register(ProjClustConfig.model_type, ProjClustConfig, exist_ok=True)
+
+
+def _with_native_type(config_dict: dict[str, Any]) -> dict[str, Any]:
+    native = {key: value for key, value in config_dict.items() if key != "base_model_type"}
+    return {**native, "model_type": config_dict.get("base_model_type", config_dict.get("model_type"))}
+
+
+def __getattr__(name: str) -> type[ProjClustConfigMixin]:
+    """Resolve ``ProjClustBertConfig`` and the like, which pickle and users look up by name (PEP 562)."""
+    import transformers
+
+    native_class = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    if not (isinstance(native_class, type) and issubclass(native_class, PreTrainedConfig)):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return projclust_config_class(native_class)

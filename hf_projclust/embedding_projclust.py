@@ -1,0 +1,326 @@
+"""The factored vocabulary table: embedding look-up, tied head, and a stand-in for the dense weight.
+
+A table A (n, d) whose rows lie in k clusters is kept as
+
+    coefficients   all coordinates, cluster after cluster, flat: cluster i is a block (n_i, j_i)
+    bases          all bases stacked: cluster i is a block (j_i, d); clusters of rank d have none
+    rows           int32 (n,): the stored row of each token; the cluster follows from the sizes
+
+In arXiv 2010.04290 the blocks of ``coefficients`` are the k parallel layers U^i and ``bases`` is the one
+recombining layer V. Two parameters whatever k is: no cluster can be without a gradient, and the head needs
+one product with all bases.
+
+``factor_in_place`` turns an existing embedding or linear layer into its factored counterpart. This file knows
+nothing of models or of how factors are found. It travels with a checkpoint: it imports torch, transformers
+and its siblings only.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from transformers import initialization as init
+
+from .configuration_projclust import PREFIX, FactorLayout
+
+FACTOR_NAMES = ("coefficients", "bases")
+
+
+class FactoredTable(nn.Module):
+    """Parameters and buffer of a factored table, and what embedding and head share."""
+
+    layout: FactorLayout
+
+    def _set_factors(self, layout: FactorLayout, device: torch.device, dtype: torch.dtype) -> None:
+        num_coefficients, num_basis_rows = sum(layout.coefficient_counts), sum(layout.basis_ranks)
+        self.layout = layout
+        self.coefficients = nn.Parameter(torch.empty(num_coefficients, device=device, dtype=dtype))
+        self.bases = nn.Parameter(torch.empty(num_basis_rows, layout.dim, device=device, dtype=dtype))
+        self.register_buffer(
+            "rows", torch.arange(layout.num_embeddings, device=device, dtype=torch.int32), persistent=True
+        )
+
+    def init_factors(self, std: float) -> None:
+        """Fill what no checkpoint has filled, so that entries of the dense table have deviation ``std``."""
+        scales = [
+            torch.full((count,), std * (self.layout.dim / max(rank, 1)) ** 0.5)
+            for count, rank in zip(self.layout.coefficient_counts, self.layout.cluster_ranks, strict=True)
+        ]
+        if not getattr(self.coefficients, "_is_hf_initialized", False):
+            init.normal_(self.coefficients)
+            with torch.no_grad():
+                self.coefficients.mul_(torch.cat(scales).to(self.coefficients))
+        init.normal_(self.bases, std=self.layout.dim**-0.5)
+
+    def blocks(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Coefficients (n_i, j_i) and basis (j_i, d) of each cluster; the basis is None where j_i = d."""
+        layout = self.layout
+        # One split for all clusters: its backward joins the gradients once, where slices would pad each to full size.
+        coefficients = self.coefficients.split(layout.coefficient_counts)
+        bases = self.bases.split(layout.basis_ranks)
+        shapes = zip(layout.cluster_sizes, layout.cluster_ranks, strict=True)
+        return [
+            (flat.view(size, rank), basis if rank < layout.dim else None)
+            for (size, rank), flat, basis in zip(shapes, coefficients, bases, strict=True)
+        ]
+
+    def dense_weight(self) -> Tensor:
+        """Build the dense table, shape (n, d), differentiably."""
+        stored = torch.cat([_reconstruct(coefficients, basis) for coefficients, basis in self.blocks()])
+        return stored.index_select(0, self.rows)
+
+    @property
+    def weight(self) -> Any:
+        """A stand-in for the dense table: its shape costs nothing, any operation on it builds the table."""
+        return FactoredWeight(self)
+
+    @weight.setter
+    def weight(self, _: Any) -> None:
+        raise AttributeError(_WEIGHT_IS_READ_ONLY)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Refuse a dense weight, which the factors would not follow."""
+        if name == "weight":
+            raise AttributeError(_WEIGHT_IS_READ_ONLY)
+        super().register_parameter(name, param)
+
+
+class ProjClustEmbedding(FactoredTable, nn.Embedding):
+    """Look-up in a factored table, in place of ``nn.Embedding``.
+
+    Subclasses are made for native embedding classes (scaled, normed), whose own forward ends in this one.
+    """
+
+    native_class: type[nn.Embedding] = nn.Embedding
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Embedding)
+        """Look up embedding vectors.
+
+        Args:
+            input: Token ids, any shape.
+
+        Returns:
+            Vectors in the dtype of the factors, shape (*input.shape, dim).
+        """
+        # nn.Embedding gives vectors of full precision under autocast; a matrix product would not.
+        with torch.autocast(input.device.type, enabled=False):
+            vectors = self._look_up(input.flatten()).view(*input.shape, self.layout.dim)
+        if self.padding_idx is not None and torch.is_grad_enabled():
+            is_padding = (input == self.padding_idx).unsqueeze(-1)  # (...) -> (..., 1)
+            vectors = torch.where(is_padding, vectors.detach(), vectors)
+        return vectors
+
+    def _look_up(self, token_ids: Tensor) -> Tensor:
+        stored_rows = self.rows.index_select(0, token_ids)  # (m,)
+        if torch.compiler.is_compiling() or token_ids.is_meta:
+            return self._look_up_all_clusters(stored_rows)
+        return self._look_up_grouped(stored_rows)
+
+    def _look_up_grouped(self, stored_rows: Tensor) -> Tensor:
+        """One product a cluster, with the tokens of that cluster only."""
+        layout = self.layout
+        cluster_ends = torch.tensor(layout.cluster_sizes, device=stored_rows.device).cumsum(0)
+        in_order, order = stored_rows.long().sort()
+        group_ends = torch.searchsorted(in_order, cluster_ends).tolist()
+        vectors, first, first_row = [], 0, 0
+        for (coefficients, basis), last, size in zip(
+            self.blocks(), group_ends, layout.cluster_sizes, strict=True
+        ):
+            local_rows = in_order[first:last] - first_row
+            vectors.append(_reconstruct(coefficients.index_select(0, local_rows), basis))  # (m_i, d)
+            first, first_row = last, first_row + size
+        return torch.cat(vectors).index_select(0, order.argsort())  # (m, d)
+
+    def _look_up_all_clusters(self, stored_rows: Tensor) -> Tensor:
+        """Static shapes for compilers: every cluster looks up every token, and the right one is kept."""
+        total = self.bases.new_zeros(stored_rows.shape[0], self.layout.dim)
+        first_row = 0
+        for (coefficients, basis), size in zip(self.blocks(), self.layout.cluster_sizes, strict=True):
+            if size:
+                local_rows = stored_rows - first_row
+                inside = ((local_rows >= 0) & (local_rows < size)).unsqueeze(-1)  # (m, 1)
+                candidates = coefficients.index_select(0, local_rows.clamp(0, size - 1))
+                total = torch.where(inside, _reconstruct(candidates, basis), total)
+            first_row += size
+        return total
+
+    def init_factors(self, std: float) -> None:
+        """As in the base, with a padding row of zeros, as nn.Embedding has it."""
+        fresh = not getattr(self.coefficients, "_is_hf_initialized", False)
+        super().init_factors(std)
+        if fresh and self.padding_idx is not None:
+            layout, row = self.layout, int(self.rows[self.padding_idx])
+            with torch.no_grad():
+                for (coefficients, _), size in zip(self.blocks(), layout.cluster_sizes, strict=True):
+                    if 0 <= row < size:
+                        coefficients[row] = 0
+                    row -= size
+
+    def __reduce__(self) -> tuple[Callable[..., ProjClustEmbedding], tuple[type], dict[str, Any]]:
+        """Pickle by the native class: the made subclass cannot be found by name."""
+        return _empty_embedding, (self.native_class,), self.__dict__
+
+
+class ProjClustHead(FactoredTable):
+    """Logits from a factored table, in place of a tied ``nn.Linear``: (h basis^T) coefficients^T, plus the bias.
+
+    Not an ``nn.Linear``: what looks for linear layers to replace (LoRA targets, quantisers) must leave it alone.
+    """
+
+    bias: nn.Parameter | None
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Linear)
+        """Map hidden states to logits.
+
+        Args:
+            input: Hidden states, shape (..., dim).
+
+        Returns:
+            Logits in the order of the vocabulary, shape (..., num_embeddings).
+        """
+        projected = (input @ self.bases.T).split(self.layout.basis_ranks, dim=-1)  # k of (..., j_i)
+        stored = torch.cat(
+            [
+                (input if basis is None else coordinates) @ coefficients.T  # (..., n_i)
+                for (coefficients, basis), coordinates in zip(self.blocks(), projected, strict=True)
+            ],
+            dim=-1,
+        )
+        logits = stored.index_select(-1, self.rows)
+        return logits if self.bias is None else logits + self.bias
+
+    def init_factors(self, std: float) -> None:
+        """As in the base, with a bias of zeros."""
+        super().init_factors(std)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+
+class FactoredWeight(torch.Tensor):
+    """What ``.weight`` of a factored module gives: shape, dtype and device at no cost, the dense table on use.
+
+    Any torch operation on it builds the table from the factors, differentiably. It cannot be changed: an
+    in-place operation raises, since the factors would not follow.
+    """
+
+    # Transformers' initialisers pass over tensors with this mark; the factors are initialised by their module.
+    _is_hf_initialized = True
+    _table: FactoredTable
+
+    @staticmethod
+    def __new__(cls, table: FactoredTable) -> FactoredWeight:
+        """Stand in for the dense weight of ``table``."""
+        factors = table.coefficients
+        weight: FactoredWeight = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            (table.layout.num_embeddings, table.layout.dim),
+            dtype=factors.dtype,
+            device=factors.device,
+            requires_grad=factors.requires_grad,
+        )
+        weight._table = table
+        return weight
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Answer questions about the table from the stand-in, and everything else from the dense table."""
+        if func is torch.Tensor.data_ptr:  # tied modules share their factors, and so must seem to share a weight
+            return args[0]._table.coefficients.data_ptr()
+        if func in _ANSWERED_BY_STAND_IN:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        changes = (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__set__")
+        if changes and args and isinstance(args[0], cls):
+            raise AttributeError(_WEIGHT_IS_READ_ONLY)
+        args, kwargs = tree_map(_to_dense, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Serve the callers that switch __torch_function__ off."""
+        args, kwargs = tree_map(_to_dense, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+_ANSWERED_BY_STAND_IN = {
+    torch.Tensor.__len__,
+    torch.Tensor.dim,
+    torch.Tensor.element_size,
+    torch.Tensor.is_floating_point,
+    torch.Tensor.nelement,
+    torch.Tensor.numel,
+    torch.Tensor.size,
+    *(
+        getattr(torch.Tensor, name).__get__
+        for name in "device dtype is_cpu is_cuda is_leaf is_meta layout ndim requires_grad shape".split()
+    ),
+}
+
+_WEIGHT_IS_READ_ONLY = (
+    "the dense weight of a factored table was to be changed; it is built from the factors at each use and can "
+    "only be read. Change the parameters `coefficients` and `bases`, or get a dense model with "
+    "hf_projclust.decompress(model) first."
+)
+
+
+def factor_in_place(module: nn.Module, layout: FactorLayout) -> None:
+    """Turn a dense embedding or linear layer into its factored counterpart, with factors yet to be filled.
+
+    The object stays the same, so that every name it is reached by, its hooks and its attributes hold.
+
+    Args:
+        module: An ``nn.Embedding`` or ``nn.Linear`` with a weight of shape (n, d), or a subclass of one.
+        layout: Shapes of the factors.
+
+    Raises:
+        ValueError: If the module is of another kind, or looks up in a way that a factored table does not.
+    """
+    weight: Any = module.weight
+    if isinstance(module, nn.Embedding):
+        if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+            raise ValueError(
+                f"{type(module).__name__} has max_norm={module.max_norm}, "
+                f"scale_grad_by_freq={module.scale_grad_by_freq} and sparse={module.sparse}; a factored table "
+                "offers none of these. Leave this model dense."
+            )
+        counterpart: type[FactoredTable] = _embedding_class(type(module))
+    elif isinstance(module, nn.Linear):
+        counterpart = ProjClustHead
+    else:
+        raise ValueError(
+            f"the vocabulary table is in a {type(module).__name__}; expected an nn.Embedding or nn.Linear. "
+            "Leave this model dense."
+        )
+    del module.weight
+    module.__class__ = counterpart
+    module._set_factors(layout, weight.device, weight.dtype)  # type: ignore[operator]
+
+
+@functools.cache
+def _embedding_class(native_class: type[nn.Embedding]) -> type[ProjClustEmbedding]:
+    if native_class is nn.Embedding:
+        return ProjClustEmbedding
+    attributes = {"__module__": __name__, "native_class": native_class}
+    return type(f"{PREFIX}{native_class.__name__}", (native_class, ProjClustEmbedding), attributes)
+
+
+def _empty_embedding(native_class: type[nn.Embedding]) -> ProjClustEmbedding:
+    embedding_class = _embedding_class(native_class)
+    return embedding_class.__new__(embedding_class)
+
+
+def _reconstruct(coefficients: Tensor, basis: Tensor | None) -> Tensor:
+    """Map coordinates (rows, rank) in a basis (rank, dim) back to rows (rows, dim)."""
+    return coefficients if basis is None else coefficients @ basis
+
+
+def _to_dense(value: Any) -> Any:
+    return value._table.dense_weight() if isinstance(value, FactoredWeight) else value

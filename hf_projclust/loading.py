@@ -1,0 +1,89 @@
+"""A model from a folder or a Hub id, with the head that it was saved with, dense or compressed.
+
+``AutoModel`` would drop the head; the class to load is the one that the checkpoint names in ``architectures``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from . import modeling_projclust
+from .configuration_projclust import PREFIX
+
+
+def load_model(path: str | Path) -> PreTrainedModel:
+    """Load a model in the dtype and with the head of its checkpoint.
+
+    Args:
+        path: A folder, or a model id on the Hub.
+
+    Returns:
+        The model, on the CPU, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If there is no such folder and the Hub gives no such model.
+        ValueError: If the checkpoint needs code that is not part of Transformers.
+    """
+    check_source(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        return model_class(config).from_pretrained(path, config=config, dtype="auto")
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model {str(path)!r} could not be loaded; expected a folder with a config.json and weights, or the id "
+            f"of a model on the Hub that can be reached from here. Check the spelling. ({error})"
+        ) from error
+
+
+def check_source(path: str | Path) -> None:
+    """Refuse what can be neither a folder nor a Hub id, before anything is asked of the network.
+
+    Args:
+        path: A folder, or a model id on the Hub.
+
+    Raises:
+        FileNotFoundError: If it is neither.
+    """
+    if Path(path).is_dir():
+        return
+    try:
+        validate_repo_id(str(path))
+        is_hub_id = not Path(path).exists() and not str(path).startswith(".")
+    except HFValidationError:
+        is_hub_id = False
+    if not is_hub_id:
+        raise FileNotFoundError(
+            f"model {str(path)!r} is not a folder; expected a folder with a config.json and weights, or the id of a "
+            "model on the Hub, such as 'distilbert/distilbert-base-uncased'. Check the spelling."
+        )
+
+
+def model_class(config: Any) -> Any:
+    """The class that a checkpoint was saved with; ``AutoModel`` where it names none.
+
+    Args:
+        config: The checkpoint's configuration.
+
+    Returns:
+        A ``PreTrainedModel`` subclass, or ``AutoModel``.
+
+    Raises:
+        ValueError: If the class is not part of Transformers.
+    """
+    if not config.architectures:
+        return AutoModel
+    name = config.architectures[0]
+    found = getattr(modeling_projclust if name.startswith(PREFIX) else transformers, name, None)
+    if found is None:
+        raise ValueError(
+            f"the checkpoint was saved by the class {name}; expected a class of Transformers "
+            f"{transformers.__version__}. Upgrade transformers; if the model brings its own code, load it "
+            "yourself and pass the model to hf_projclust.compress()."
+        )
+    return found
