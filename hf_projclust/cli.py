@@ -1,0 +1,184 @@
+"""The command line ``hf-projclust``: compress, info, decompress, demo.
+
+Each command does what the Python function of the same name does, with the same options, and writes folders
+that are whole or absent. Errors are one message on standard error and exit code 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Shrink the vocabulary table of any Transformers model by projective clustering.",
+)
+
+Output = Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output folder that holds something.")]
+
+
+@app.command(
+    epilog="Example: `hf-projclust compress distilbert/distilbert-base-uncased --num-clusters 5 "
+    "--compression 0.4 --output distilbert-pc-k5`"
+)
+def compress(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of a dense model.", show_default=False)],
+    output: Output,
+    preset: Annotated[str, typer.Option(help="messi (k subspaces) or svd (one).")] = "messi",
+    num_clusters: Annotated[
+        Optional[int],  # noqa: UP045 (typer reads this on Python 3.10 too)
+        typer.Option(help="Number of subspaces; 5 for messi unless given."),
+    ] = None,
+    compression: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Share of the table to save, 0 to 1. Give this or --rank."),
+    ] = None,
+    rank: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Coordinates that each row keeps. Give this or --compression."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random starts.")] = 0,
+    num_starts: Annotated[int, typer.Option(help="Random starts that race.")] = 4,
+    max_rounds: Annotated[int, typer.Option(help="Rounds of clustering, at most.")] = 100,
+    tolerance: Annotated[float, typer.Option(help="Stop when a round gains a smaller share than this.")] = 1e-5,
+    force: Force = False,
+) -> None:
+    """Factor the vocabulary table of MODEL and write the model to a folder, tokenizer included."""
+    with _errors_as_messages():
+        from .compression import compress as compress_model
+        from .folders import check_output, copy_companions, new_folder
+
+        check_output(output, model, force=force)
+        compressed = compress_model(
+            model,
+            preset=preset,  # type: ignore[arg-type]
+            num_clusters=num_clusters,
+            compression=compression,
+            rank=rank,
+            seed=seed,
+            num_starts=num_starts,
+            max_rounds=max_rounds,
+            tolerance=tolerance,
+        )
+        with new_folder(output) as folder:
+            compressed.save_pretrained(folder)
+            copy_companions(model, folder)
+        _show_info(output)
+
+
+@app.command(epilog="Example: `hf-projclust info distilbert-pc-k5`")
+def info(
+    folder: Annotated[Path, typer.Argument(help="Folder of a compressed model.", show_default=False)],
+) -> None:
+    """Show the clusters of a compressed model, and its sizes against the dense one."""
+    with _errors_as_messages():
+        _show_info(folder)
+
+
+@app.command(epilog="Example: `hf-projclust decompress distilbert-pc-k5 --output distilbert-dense`")
+def decompress(
+    folder: Annotated[str, typer.Argument(help="Folder or Hub id of a compressed model.", show_default=False)],
+    output: Output,
+    force: Force = False,
+) -> None:
+    """Write a compressed model as a dense one, for servers that know only native classes."""
+    with _errors_as_messages():
+        from .compression import decompress as decompress_model
+        from .folders import check_output, copy_companions, new_folder
+
+        check_output(output, folder, force=force)
+        dense = decompress_model(folder)
+        with new_folder(output) as target:
+            dense.save_pretrained(target)
+            copy_companions(folder, target)
+        Console().print(f"Wrote the dense model to {output}", soft_wrap=True)
+
+
+@app.command(epilog="Example: `hf-projclust demo --output projclust-demo`")
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")] = Path("projclust-demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the clustering.")] = 0,
+    force: Force = False,
+) -> None:
+    """Compress the packaged all-MiniLM-L6-v2 by 40 % with SVD and with MESSI, and compare."""
+    with _errors_as_messages():
+        from .demo import packaged_minilm, run_demo
+        from .folders import check_output, new_folder
+
+        check_output(output, packaged_minilm(), force=force)
+        with new_folder(output) as folder:
+            rows = run_demo(folder, seed=seed)
+        table = Table(title=f"all-MiniLM-L6-v2, vocabulary table compressed by 40 %, seed {seed}")
+        for heading in ("table", "parameters", "model", "file on disk", "relative squared error", "mean cosine"):
+            table.add_column(heading, justify="left" if heading == "table" else "right")
+        for row in rows:
+            table.add_row(
+                row.name,
+                f"{row.sizes.table_parameters:,}",
+                f"{row.sizes.model_parameters:,}",
+                _megabytes(row.sizes.model_disk_bytes),
+                f"{row.relative_squared_error:.4f}",
+                f"{row.cosine:.3f}",
+            )
+        console = Console()
+        console.print(table)
+        console.print(f"Models and the plot clusters.png are in {output}", soft_wrap=True)
+
+
+def _show_info(folder: Path) -> None:
+    from .sizes import measure, read_config
+
+    dense, compressed = measure(folder)
+    config = read_config(folder)
+    layout, solver = config.embedding_layout, config.projclust["solver"]
+    clusters = Table(title=f"{folder}: {layout.num_embeddings:,} tokens x {layout.dim}, {solver['preset']}")
+    for heading in ("cluster", "tokens", "rank", "energy kept"):
+        clusters.add_column(heading, justify="right")
+    kept = solver["energy_kept"]
+    for number, row in enumerate(zip(layout.cluster_sizes, layout.cluster_ranks, kept, strict=True), 1):
+        clusters.add_row(str(number), f"{row[0]:,}", str(row[1]), f"{row[2]:.1%}")
+    sizes = Table(title="Sizes (dense: computed)")
+    for heading in ("", "dense", "compressed", "saved"):
+        sizes.add_column(heading, justify="left" if heading == "" else "right")
+    for label, name, show in (
+        ("table, parameters", "table_parameters", "{:,}".format),
+        ("model, parameters", "model_parameters", "{:,}".format),
+        ("table, on disk", "table_disk_bytes", _megabytes),
+        ("model, on disk", "model_disk_bytes", _megabytes),
+        ("table, in memory", "table_memory_bytes", _megabytes),
+        ("model, in memory", "model_memory_bytes", _megabytes),
+    ):
+        before, after = getattr(dense, name), getattr(compressed, name)
+        sizes.add_row(label, show(before), show(after), f"{1 - after / before:.1%}")
+    console = Console()
+    console.print(clusters)
+    console.print(f"Relative squared error when compressed: {solver['relative_squared_error']:.4f}")
+    console.print(sizes)
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB"
+
+
+@contextlib.contextmanager
+def _errors_as_messages() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        Console(stderr=True).print(f"[red]Error:[/red] {_escaped(error)}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from error
+
+
+def _escaped(value: Any) -> str:
+    from rich.markup import escape
+
+    return escape(str(value))

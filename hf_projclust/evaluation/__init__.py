@@ -1,0 +1,1 @@
+"""What is lost: fidelity to the dense model, and plots of the factored table."""

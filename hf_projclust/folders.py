@@ -1,0 +1,106 @@
+"""Output folders that are whole or absent, and the files that go along with a model.
+
+A folder is written beside its destination and put in place by a rename at the end. A run that is interrupted
+removes what it has written; one that is killed leaves at most a hidden folder, never a half-written output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import uuid
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+# Tokenizers and processors are a few kinds of small files at the top; the modules of a sentence-transformers
+# model are numbered folders. Weights, training states and the base model's card stay behind.
+_COMPANION_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*")
+_COMPANION_FOLDERS = ("[0-9]_*", "additional_chat_templates")
+_NOT_COMPANIONS = ("config.json", "generation_config.json", "*.index.json", "trainer_state.json", "adapter_*")
+
+
+def check_output(output: Path, source: str | Path, *, force: bool) -> None:
+    """Refuse an output folder before any work is done for it.
+
+    Args:
+        output: The folder to be written.
+        source: The folder or Hub id that the model is read from.
+        force: Whether a folder that holds something may be replaced.
+
+    Raises:
+        FileExistsError: If the output is a file, or holds something and ``force`` is off.
+        ValueError: If replacing the output would delete the source.
+    """
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(
+            f"output {str(output)!r} is a file; expected a folder that is new or empty. Choose another --output."
+        )
+    source_folder = Path(source).resolve()
+    if source_folder.is_dir() and output.resolve() in (source_folder, *source_folder.parents):
+        raise ValueError(
+            f"output {str(output)!r} holds the model that is read, {str(source)!r}; expected a folder elsewhere, so "
+            "that the original is kept. Choose another --output."
+        )
+    if output.is_dir() and any(output.iterdir()) and not force:
+        raise FileExistsError(
+            f"output {str(output)!r} holds {sum(1 for _ in output.iterdir())} files or folders; expected a folder "
+            "that is new or empty. Choose another --output, or replace it with --force."
+        )
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Give a folder to write into, which becomes ``output`` if the block ends well.
+
+    Args:
+        output: The folder to be made; what stands there is replaced at the end, in one step.
+
+    Yields:
+        A hidden folder beside it. On any error or interrupt it is removed and ``output`` is as it was.
+    """
+    output = output.resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
+    replaced = partial.with_suffix(".replaced")
+    partial.mkdir()
+    try:
+        yield partial
+        if output.exists():
+            output.rename(replaced)
+        partial.rename(output)
+    except BaseException:
+        if replaced.exists() and not output.exists():
+            replaced.rename(output)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def copy_companions(source: str | Path, destination: Path) -> None:
+    """Copy tokenizer, processor and sentence-transformers files, and the licence, of a model.
+
+    Args:
+        source: The folder or Hub id that the model was read from.
+        destination: The folder that the model was saved in; files that stand there are kept.
+    """
+    if Path(source).is_dir():
+        folder = Path(source)
+    else:
+        folders = [f"{pattern}/*" for pattern in _COMPANION_FOLDERS]
+        folder = Path(snapshot_download(str(source), allow_patterns=[*_COMPANION_FILES, *folders]))
+    for path in sorted(folder.iterdir()):
+        target = destination / path.name
+        if target.exists():
+            continue
+        if path.is_dir() and _matches(path, _COMPANION_FOLDERS):
+            shutil.copytree(path, target)
+        elif path.is_file() and _matches(path, _COMPANION_FILES) and not _matches(path, _NOT_COMPANIONS):
+            shutil.copyfile(path, target)
+
+
+def _matches(path: Path, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(path.name, pattern) for pattern in patterns)

@@ -1,0 +1,113 @@
+"""How large a compressed checkpoint is, and how large the dense one would be: numbers, disk, memory.
+
+Disk sizes are those of the files. Memory is that of the model built without storage, so that a checkpoint
+larger than memory can be described. The dense sizes follow by putting a dense table in the factors' place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import get_local_safetensors_metadata
+from transformers import AutoConfig
+
+from .configuration_projclust import ProjClustCheckpointError, ProjClustConfigMixin
+from .embedding_projclust import FACTOR_NAMES
+from .loading import model_class
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a model and, within it, of its vocabulary table.
+
+    Attributes:
+        table_parameters: Stored numbers of the table.
+        model_parameters: Stored numbers of the model, tied ones once.
+        table_disk_bytes: Bytes of the table's tensors in the weight files.
+        model_disk_bytes: Bytes of the weight files.
+        table_memory_bytes: Bytes of the table's tensors in memory.
+        model_memory_bytes: Bytes of all parameters and buffers in memory.
+    """
+
+    table_parameters: int
+    model_parameters: int
+    table_disk_bytes: int
+    model_disk_bytes: int
+    table_memory_bytes: int
+    model_memory_bytes: int
+
+
+def read_config(folder: str | Path) -> Any:
+    """Read the configuration of a compressed model.
+
+    Args:
+        folder: Folder of the checkpoint.
+
+    Returns:
+        A configuration with ``embedding_layout`` and ``projclust``.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no config.json in it.
+        ProjClustCheckpointError: If the checkpoint is not compressed.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} has no config.json; expected the folder of a compressed model. Check the spelling."
+        )
+    config = AutoConfig.from_pretrained(folder)
+    if not isinstance(config, ProjClustConfigMixin):
+        raise ProjClustCheckpointError(
+            f"{str(folder)!r} holds a dense model of type {config.model_type!r}; expected a compressed one. Make it "
+            "with hf-projclust compress."
+        )
+    return config
+
+
+def measure(folder: str | Path) -> tuple[Sizes, Sizes]:
+    """Measure a compressed checkpoint.
+
+    Args:
+        folder: Folder of the checkpoint.
+
+    Returns:
+        Sizes of the dense model that it stands for, and of the compressed one.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no checkpoint in it.
+        ProjClustCheckpointError: If the checkpoint is not compressed.
+    """
+    config = read_config(folder)
+    layout = config.embedding_layout
+    with torch.device("meta"):
+        model = model_class(config)(config).to(config.dtype)
+    embedding = model.get_input_embeddings()
+    item_bytes = embedding.coefficients.element_size()
+    row_map_bytes = embedding.rows.element_size() * layout.num_embeddings
+    memory_bytes = layout.num_parameters * item_bytes + row_map_bytes
+
+    files = get_local_safetensors_metadata(folder).files_metadata
+    stored = {name: info for metadata in files.values() for name, info in metadata.tensors.items()}
+    table = [
+        info for name, info in stored.items() if name.rpartition(".")[2] in (*FACTOR_NAMES, "rows")
+    ]
+    compressed = Sizes(
+        table_parameters=layout.num_parameters,
+        model_parameters=model.num_parameters(),
+        table_disk_bytes=sum(info.data_offsets[1] - info.data_offsets[0] for info in table),
+        model_disk_bytes=sum((Path(folder) / name).stat().st_size for name in files),
+        table_memory_bytes=memory_bytes,
+        model_memory_bytes=model.get_memory_footprint(),
+    )
+    numbers = layout.num_embeddings * layout.dim
+    dense = Sizes(
+        table_parameters=numbers,
+        model_parameters=compressed.model_parameters - layout.num_parameters + numbers,
+        table_disk_bytes=numbers * item_bytes,
+        model_disk_bytes=compressed.model_disk_bytes - compressed.table_disk_bytes + numbers * item_bytes,
+        table_memory_bytes=numbers * item_bytes,
+        model_memory_bytes=compressed.model_memory_bytes - memory_bytes + numbers * item_bytes,
+    )
+    return dense, compressed
