@@ -165,7 +165,8 @@ class ProjClustConfig(PreTrainedConfig):
             ProjClustCheckpointError: If the base type is missing or unknown, or the table's shapes are damaged.
         """
         base_model_type = config_dict.get("base_model_type")
-        if base_model_type not in CONFIG_MAPPING or base_model_type == cls.model_type:
+        known = isinstance(base_model_type, str) and base_model_type in CONFIG_MAPPING
+        if not known or base_model_type == cls.model_type:
             raise ProjClustCheckpointError(
                 f"the checkpoint's base_model_type is {base_model_type!r}; expected a model type of the installed "
                 "Transformers, such as 'bert'. Upgrade transformers, or fetch the checkpoint again."

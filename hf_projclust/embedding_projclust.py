@@ -236,11 +236,10 @@ class FactoredWeight(torch.Tensor):
         if func in _ANSWERED_BY_STAND_IN:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        changes = (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__set__")
-        if changes and args and isinstance(args[0], cls):
+        kwargs = kwargs or {}
+        if isinstance(_changed_by(func, args, kwargs), cls):
             raise AttributeError(_WEIGHT_IS_READ_ONLY)
-        args, kwargs = tree_map(_to_dense, (args, kwargs or {}))
+        args, kwargs = tree_map(_to_dense, (args, kwargs))
         return func(*args, **kwargs)
 
     @classmethod
@@ -262,6 +261,12 @@ _ANSWERED_BY_STAND_IN = {
         getattr(torch.Tensor, name).__get__
         for name in "device dtype is_cpu is_cuda is_leaf is_meta layout ndim requires_grad shape".split()
     ),
+}
+
+_WRITING_OPERATORS = {
+    "__set__",
+    "__setitem__",
+    *(f"__i{name}__" for name in "add and div floordiv lshift mod mul or pow rshift sub truediv xor".split()),
 }
 
 _WEIGHT_IS_READ_ONLY = (
@@ -320,6 +325,16 @@ def _empty_embedding(native_class: type[nn.Embedding]) -> ProjClustEmbedding:
 def _reconstruct(coefficients: Tensor, basis: Tensor | None) -> Tensor:
     """Map coordinates (rows, rank) in a basis (rank, dim) back to rows (rows, dim)."""
     return coefficients if basis is None else coefficients @ basis
+
+
+def _changed_by(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The argument that a torch function writes to, or None."""
+    if "out" in kwargs:
+        return kwargs["out"]
+    name = getattr(func, "__name__", "")
+    if name in _WRITING_OPERATORS or (name.endswith("_") and not name.startswith("_")):
+        return next(iter((*args, *kwargs.values())), None)
+    return None
 
 
 def _to_dense(value: Any) -> Any:

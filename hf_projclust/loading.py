@@ -42,15 +42,20 @@ def load_model(path: str | Path) -> PreTrainedModel:
 
 
 def check_source(path: str | Path) -> None:
-    """Refuse what can be neither a folder nor a Hub id, before anything is asked of the network.
+    """Refuse what can be neither a model's folder nor a Hub id, before anything is asked of the network.
 
     Args:
         path: A folder, or a model id on the Hub.
 
     Raises:
-        FileNotFoundError: If it is neither.
+        FileNotFoundError: If it is neither, or the folder holds no model.
     """
     if Path(path).is_dir():
+        if not (Path(path) / "config.json").is_file():
+            raise FileNotFoundError(
+                f"folder {str(path)!r} has no config.json; expected one, and weights beside it, as "
+                "save_pretrained() writes them. Check the path; of a PEFT adapter, merge it and save the whole model."
+            )
         return
     try:
         validate_repo_id(str(path))

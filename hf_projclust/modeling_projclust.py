@@ -73,27 +73,12 @@ class ProjClustModelMixin:
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
-        source = self.config.name_or_path
-        tables = factored_tables(self)
-        keys = {f"{name}.{part}" for name in tables for part in (*FACTOR_NAMES, "rows")}
-        if missing := sorted(keys & set(loading_info.missing_keys)):
-            raise ProjClustCheckpointError(
-                f"{source}: the checkpoint has no {', '.join(missing)}; expected every factor of the vocabulary "
-                "table. Without it the table would be random: fetch or save the checkpoint again."
-            )
-        for key, found, expected in sorted(loading_info.mismatched_keys):
-            if key in keys:
-                raise ProjClustCheckpointError(
-                    f"{source}: {key} has shape {tuple(found)} in the checkpoint; expected {tuple(expected)} from "
-                    "its config.json. One of the two files is damaged: fetch or save the checkpoint again."
-                )
-        for name, table in tables.items():
-            if not table.rows.is_meta and not _is_permutation(table.rows):
-                raise ProjClustCheckpointError(
-                    f"{source}: {name}.rows assigns tokens to stored rows {int(table.rows.min())} to "
-                    f"{int(table.rows.max())}; expected each of 0 to {len(table.rows) - 1} once. The checkpoint "
-                    "is damaged: fetch or save it again."
-                )
+        damage = _damage(factored_tables(self), loading_info)
+        if damage is not None:
+            # Transformers reports and raises for these keys itself, in place of the error below.
+            for keys in (loading_info.missing_keys, loading_info.mismatched_keys, loading_info.unexpected_keys):
+                keys.clear()
+            raise ProjClustCheckpointError(f"{self.config.name_or_path}: {damage}")
 
     def _resize_token_embeddings(
         self, new_num_tokens: int | None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -252,6 +237,30 @@ def _owner(model: Any, key: str) -> nn.Module | None:
         return model.get_submodule(key.rpartition(".")[0])
     except AttributeError:
         return None
+
+
+def _damage(tables: dict[str, FactoredTable], loading_info: Any) -> str | None:
+    """What is wrong with the factors that a checkpoint gave, or None."""
+    keys = {f"{name}.{part}" for name in tables for part in (*FACTOR_NAMES, "rows")}
+    if missing := sorted(keys & set(loading_info.missing_keys)):
+        return (
+            f"the checkpoint has no {', '.join(missing)}; expected every factor of the vocabulary table. Without it "
+            "the table would be random: fetch or save the checkpoint again."
+        )
+    for key, found, expected in sorted(loading_info.mismatched_keys):
+        if key in keys:
+            return (
+                f"{key} has shape {tuple(found)} in the checkpoint; expected {tuple(expected)} from its "
+                "config.json. One of the two files is damaged: fetch or save the checkpoint again."
+            )
+    for name, table in tables.items():
+        if not table.rows.is_meta and not _is_permutation(table.rows):
+            return (
+                f"{name}.rows assigns tokens to stored rows {int(table.rows.min())} to {int(table.rows.max())}; "
+                f"expected each of 0 to {len(table.rows) - 1} once. The checkpoint is damaged: fetch or save it "
+                "again."
+            )
+    return None
 
 
 def _is_permutation(rows: torch.Tensor) -> bool:

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from .configuration_projclust import ProjClustCheckpointError, ProjClustConfigMixin
 from .embedding_projclust import FACTOR_NAMES
-from .loading import model_class
+from .loading import check_source, model_class
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,11 @@ def read_config(folder: str | Path) -> Any:
         FileNotFoundError: If there is no such folder, or no config.json in it.
         ProjClustCheckpointError: If the checkpoint is not compressed.
     """
-    if not (Path(folder) / "config.json").is_file():
+    if not Path(folder).is_dir():
         raise FileNotFoundError(
-            f"{str(folder)!r} has no config.json; expected the folder of a compressed model. Check the spelling."
+            f"{str(folder)!r} is not a folder; expected the folder of a compressed model. Check the spelling."
         )
+    check_source(folder)
     config = AutoConfig.from_pretrained(folder)
     if not isinstance(config, ProjClustConfigMixin):
         raise ProjClustCheckpointError(

@@ -30,7 +30,8 @@ def plot_clusters(table: Tensor, models: Mapping[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     spectra, errors = figure.subplots(1, 2, width_ratios=(3, 2))
-    ticks, place = [], 0
+    labels: dict[int, str] = {}
+    place = 0
     for number, (name, model) in enumerate(models.items()):
         embedding: FactoredTable = model.get_input_embeddings()
         layout, losses = embedding.layout, []
@@ -43,15 +44,16 @@ def plot_clusters(table: Tensor, models: Mapping[str, Any], path: Path) -> None:
             losses.append(float(left[rank]))
         line.set_label(f"{name}: {layout.num_clusters} of rank {max(layout.cluster_ranks)}")
         places = range(place, place + len(losses))
-        errors.bar(list(places), losses, color=f"C{number}", width=0.8)
-        ticks += [(at, f"{name}\n{at - place + 1}") for at in places]
+        errors.bar(list(places), losses, color=f"C{number}", width=0.8, label=name)
+        labels |= {at: str(at - place + 1) for at in places}
         place += len(losses) + 1
     spectra.set(
         xlabel="rank", ylabel="share of energy left", yscale="log", title="Spectrum of each cluster", ylim=(1e-3, 1)
     )
     spectra.legend(title="model (dots: the rank kept)")
-    errors.set(ylabel="relative squared error", title="Error of each cluster")
-    errors.set_xticks([at for at, _ in ticks], [label for _, label in ticks], fontsize=8)
+    errors.set(xlabel="cluster", ylabel="relative squared error", title="Error of each cluster")
+    errors.set_xticks(list(labels), list(labels.values()))
+    errors.legend(loc="lower right")
     figure.savefig(path, dpi=150)
 
 

@@ -1,0 +1,160 @@
+"""Tiny real models from configurations, a tiny real tokenizer, and what several test files need."""
+
+import copy
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.utils import logging
+
+VOCAB_SIZE = 97  # prime, so that no cluster size divides it
+WIDTH = 16
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One line of the shared table of tiny models."""
+
+    model_class: type[PreTrainedModel]
+    config: Any
+    tables: tuple[str, ...]  # every module that the vocabulary table stands in, the stored one first
+
+    def build(self, seed: int = 0) -> Any:
+        torch.manual_seed(seed)
+        model = self.model_class(copy.deepcopy(self.config)).eval()
+        torch.nn.init.normal_(model.get_input_embeddings().weight)
+        return model
+
+    def inputs(self, seed: int = 0) -> dict[str, torch.Tensor]:
+        """Token ids that hold the first, the last, and every other token."""
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(VOCAB_SIZE - 1, generator=generator)
+        ids = torch.cat([torch.tensor([VOCAB_SIZE - 1]), order[: 8 * 12 - 1]]).view(8, 12)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = ids.flip(0)
+        return inputs
+
+
+_ENCODER = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 40,
+}
+
+TINY_MODELS = {
+    # a tied head with a bias; a padding row
+    "bert": Tiny(
+        BertForMaskedLM,
+        BertConfig(**_ENCODER, pad_token_id=0),
+        ("bert.embeddings.word_embeddings", "cls.predictions.decoder"),
+    ),
+    # no head, a task head, labels
+    "distilbert": Tiny(
+        DistilBertForSequenceClassification,
+        DistilBertConfig(
+            vocab_size=VOCAB_SIZE, dim=WIDTH, n_layers=1, n_heads=2, hidden_dim=24, max_position_embeddings=40
+        ),
+        ("distilbert.embeddings.word_embeddings",),
+    ),
+    # positions that depend on the padding id
+    "roberta": Tiny(
+        RobertaModel, RobertaConfig(**_ENCODER, pad_token_id=1), ("embeddings.word_embeddings",)
+    ),
+    # a tied head without bias, generation
+    "gpt2": Tiny(
+        GPT2LMHeadModel,
+        GPT2Config(vocab_size=VOCAB_SIZE, n_embd=WIDTH, n_layer=1, n_head=2, n_positions=40, bos_token_id=1, eos_token_id=2),
+        ("transformer.wte", "lm_head"),
+    ),
+    # an untied head, which stays dense
+    "llama": Tiny(
+        LlamaForCausalLM,
+        LlamaConfig(**_ENCODER, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=0),
+        ("model.embed_tokens",),
+    ),
+    # one table shared by encoder, decoder and head
+    "t5": Tiny(
+        T5ForConditionalGeneration,
+        T5Config(
+            vocab_size=VOCAB_SIZE, d_model=WIDTH, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0
+        ),
+        ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"),
+    ),
+}
+
+
+@pytest.fixture(params=TINY_MODELS.values(), ids=TINY_MODELS.keys())
+def tiny(request: pytest.FixtureRequest) -> Tiny:
+    """Each of the tiny models in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer whose ids are those of the tiny models."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"]
+    words += [f"w{i}" for i in range(VOCAB_SIZE - len(words))]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=32,
+    )
+
+
+@pytest.fixture
+def upstream_log(caplog: pytest.LogCaptureFixture) -> Any:
+    """Warnings that Transformers logs, which it keeps from other handlers unless told otherwise."""
+    logging.enable_propagation()
+    yield caplog
+    logging.disable_propagation()
+
+
+def factor_names(tiny: Tiny) -> list[str]:
+    return [f"{tiny.tables[0]}.{part}" for part in ("coefficients", "bases", "rows")]
+
+
+def equal_state_dicts(left: torch.nn.Module, right: torch.nn.Module) -> bool:
+    a, b = left.state_dict(), right.state_dict()
+    return a.keys() == b.keys() and all(a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]) for key in a)
+
+
+def run_python(code: str, *args: str) -> str:
+    """Run code in a fresh process, with warnings as errors, and give what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

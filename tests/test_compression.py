@@ -1,0 +1,348 @@
+"""compress() and decompress(): one table of models, what is kept, and every refusal."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_MODELS, VOCAB_SIZE, WIDTH, Tiny, equal_state_dicts, factor_names
+from torch import nn
+from transformers import AutoModel, BertConfig, BertModel, GenerationConfig, GPT2LMHeadModel, ViTConfig, ViTModel
+
+from hf_projclust import ProjClustCheckpointError, compress, decompress
+from hf_projclust.embedding_projclust import FactoredTable
+from hf_projclust.modeling_projclust import factored_tables
+
+
+def reference_table(model: nn.Module) -> torch.Tensor:
+    """The table that the factors describe, row by row, in plain loops."""
+    embedding = model.get_input_embeddings()
+    layout = embedding.layout
+    stored, coefficient_at, basis_at = [], 0, 0
+    for size, rank in zip(layout.cluster_sizes, layout.cluster_ranks, strict=True):
+        basis = embedding.bases[basis_at : basis_at + rank]
+        basis_at += rank
+        for _ in range(size):
+            stored.append(embedding.coefficients[coefficient_at : coefficient_at + rank] @ basis)
+            coefficient_at += rank
+    return torch.stack([stored[row] for row in embedding.rows.tolist()])
+
+
+def test_every_table_that_shares_the_weight_is_factored(tiny: Tiny) -> None:
+    model = compress(tiny.build(), num_clusters=3, compression=0.4)
+    assert set(factored_tables(model)) == set(tiny.tables)
+    assert isinstance(model, tiny.model_class)
+
+
+def test_outputs_equal_the_dense_model_with_the_decompressed_table(tiny: Tiny) -> None:
+    model = compress(tiny.build(), num_clusters=3, compression=0.4)
+    dense = tiny.build()
+    dense.get_input_embeddings().weight.data = reference_table(model).detach()
+    dense.tie_weights()
+    with torch.no_grad():
+        ours, theirs = model(**tiny.inputs())[0], dense(**tiny.inputs())[0]
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert (tiny.build()(**tiny.inputs())[0] - theirs).abs().max() > 1e-3  # the table did change
+
+
+def test_decompressed_model_is_native_and_equal(tiny: Tiny) -> None:
+    model = compress(tiny.build(), num_clusters=3, compression=0.4)
+    dense = decompress(model)
+    assert type(dense) is tiny.model_class
+    assert type(dense.config) is type(tiny.config)
+    assert not hasattr(dense.config, "projclust")
+    torch.testing.assert_close(dense.get_input_embeddings().weight, reference_table(model))
+    with torch.no_grad():
+        torch.testing.assert_close(model(**tiny.inputs())[0], dense(**tiny.inputs())[0], atol=1e-5, rtol=0)
+
+
+def test_save_and_reload_is_bit_equal_and_complete(tiny: Tiny, tmp_path: Path) -> None:
+    model = compress(tiny.build(), num_clusters=3, compression=0.4)
+    model.save_pretrained(tmp_path)
+    reloaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert equal_state_dicts(model, reloaded)
+    assert not any(report.values())
+
+
+def test_a_training_step_moves_every_factor_of_every_cluster(tiny: Tiny) -> None:
+    model = compress(tiny.build(), num_clusters=3, compression=0.4).train()
+    embedding = model.get_input_embeddings()
+    before = [tuple(part.detach().clone() for part in block) for block in embedding.blocks()]
+    inputs = tiny.inputs()
+    output = model(**inputs)[0]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    output.square().sum().backward()
+    optimizer.step()
+    for (coefficients, basis), (old_coefficients, old_basis) in zip(embedding.blocks(), before, strict=True):
+        assert not torch.equal(coefficients, old_coefficients)
+        assert not torch.equal(basis, old_basis)
+    for table in factored_tables(model).values():  # tied modules still share the factors
+        assert table.coefficients is embedding.coefficients
+        assert table.bases is embedding.bases
+
+
+def test_compressing_leaves_the_input_untouched(tiny: Tiny) -> None:
+    dense = tiny.build()
+    before, config_before = copy.deepcopy(dense.state_dict()), copy.deepcopy(dense.config)
+    model = compress(dense, num_clusters=3, compression=0.4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert type(dense) is tiny.model_class
+    assert dense.config == config_before
+    assert all(torch.equal(before[key], tensor) for key, tensor in dense.state_dict().items())
+    before, config_before = copy.deepcopy(model.state_dict()), copy.deepcopy(model.config)
+    decompressed = decompress(model)
+    with torch.no_grad():
+        for parameter in decompressed.parameters():
+            parameter.add_(1)
+    assert model.config == config_before
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+
+
+def test_what_is_not_the_table_is_kept() -> None:
+    dense = TINY_MODELS["gpt2"].build().to(torch.bfloat16).train()
+    dense.generation_config = GenerationConfig(max_new_tokens=7, bos_token_id=1, eos_token_id=2)
+    dense.config.name_or_path = dense.name_or_path = "org/tiny"
+    model = compress(dense, num_clusters=3, compression=0.4)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.device == dense.device
+    assert model.training
+    assert model.generation_config.max_new_tokens == 7
+    assert model.generation_config is not dense.generation_config
+    assert model.name_or_path == model.config.name_or_path == "org/tiny"
+    assert model.config.model_type == "gpt2"
+    for name, tensor in dense.state_dict().items():
+        if name not in ("transformer.wte.weight", "lm_head.weight"):
+            assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_labels_of_a_classifier_are_kept() -> None:
+    dense = TINY_MODELS["distilbert"].build()
+    dense.config.id2label, dense.config.label2id = {0: "no", 1: "yes"}, {"no": 0, "yes": 1}
+    model = compress(dense, num_clusters=3, compression=0.4)
+    assert model.config.id2label == {0: "no", 1: "yes"}
+    assert torch.equal(model.classifier.weight, dense.classifier.weight)
+
+
+def test_an_untied_head_stays_dense() -> None:
+    dense = TINY_MODELS["llama"].build()
+    model = compress(dense, num_clusters=3, compression=0.4)
+    assert type(model.lm_head) is nn.Linear
+    assert torch.equal(model.lm_head.weight, dense.lm_head.weight)
+
+
+@pytest.mark.parametrize(("preset", "num_clusters"), [("svd", 1), ("messi", 5)])
+def test_stored_numbers_fit_the_budget_and_nearly_fill_it(preset: str, num_clusters: int) -> None:
+    config = BertConfig(vocab_size=1000, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    model = compress(BertModel(config), preset=preset, compression=0.3)
+    layout = model.get_input_embeddings().layout
+    budget = 0.7 * 1000 * 32
+    assert layout.num_clusters == num_clusters
+    assert layout.num_parameters == sum(p.numel() for p in model.get_input_embeddings().parameters())
+    assert budget - (1000 + num_clusters * 32) < layout.num_parameters <= budget
+
+
+def test_full_rank_keeps_the_table_exactly() -> None:
+    dense = TINY_MODELS["roberta"].build()
+    model = compress(dense, num_clusters=3, rank=WIDTH)
+    assert torch.equal(model.get_input_embeddings().dense_weight(), dense.embeddings.word_embeddings.weight)
+    assert model.config.projclust["solver"]["relative_squared_error"] == 0
+
+
+@torch.no_grad()
+def test_recorded_error_and_energy_are_those_of_the_stored_factors() -> None:
+    dense = TINY_MODELS["bert"].build()
+    model = compress(dense, num_clusters=3, compression=0.5, seed=3)
+    solver = model.config.projclust["solver"]
+    table = dense.get_input_embeddings().weight
+    error = (table - reference_table(model)).square().sum() / table.square().sum()
+    assert solver["relative_squared_error"] == pytest.approx(float(error), rel=1e-5)
+    assert 0.01 < solver["relative_squared_error"] < 0.9
+    embedding = model.get_input_embeddings()
+    order, start = embedding.rows.long().argsort(), 0
+    for size, kept in zip(embedding.layout.cluster_sizes, solver["energy_kept"], strict=True):
+        members = order[start : start + size]
+        left = (table - reference_table(model))[members].square().sum() / table[members].square().sum()
+        assert kept == pytest.approx(1 - float(left), rel=1e-5)
+        start += size
+
+
+def test_same_seed_same_model_and_another_seed_another() -> None:
+    dense = TINY_MODELS["bert"].build()
+    first, again, other = (compress(dense, num_clusters=3, compression=0.5, seed=seed) for seed in (1, 1, 2))
+    assert equal_state_dicts(first, again)
+    assert not equal_state_dicts(first, other)
+
+
+def test_a_folder_can_be_given_instead_of_a_model(tmp_path: Path) -> None:
+    dense = TINY_MODELS["distilbert"].build()
+    dense.save_pretrained(tmp_path / "dense")
+    from_folder = compress(tmp_path / "dense", num_clusters=3, compression=0.4)
+    assert equal_state_dicts(from_folder, compress(dense, num_clusters=3, compression=0.4))
+    assert from_folder.name_or_path == str(tmp_path / "dense")
+    from_folder.save_pretrained(tmp_path / "compressed")
+    assert equal_state_dicts(decompress(str(tmp_path / "compressed")), decompress(from_folder))
+
+
+def test_a_checkpoint_that_names_no_class_loads_as_auto_model(tmp_path: Path) -> None:
+    TINY_MODELS["roberta"].build().save_pretrained(tmp_path)
+    config = (tmp_path / "config.json").read_text().replace('"RobertaModel"', "")
+    (tmp_path / "config.json").write_text(config)
+    assert type(compress(tmp_path, num_clusters=3, compression=0.4)).__name__ == "ProjClustRobertaModel"
+
+
+def test_body_of_a_task_checkpoint_loads(tmp_path: Path) -> None:
+    tiny = TINY_MODELS["bert"]
+    model = compress(tiny.build(), num_clusters=3, compression=0.4)
+    model.save_pretrained(tmp_path)
+    body = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(body.get_input_embeddings().coefficients, model.get_input_embeddings().coefficients)
+
+
+def test_factors_stand_once_in_the_file(tiny: Tiny, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    compress(tiny.build(), num_clusters=3, compression=0.4).save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        parts = {"coefficients", "bases", "rows"}
+        stored = [key for key in file.keys() if key.rpartition(".")[2] in parts]  # noqa: SIM118
+    assert sorted(stored) == sorted(factor_names(tiny))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
+def test_generate_gives_the_tokens_of_the_decompressed_model(name: str) -> None:
+    tiny = TINY_MODELS[name]
+    model = compress(tiny.build(), num_clusters=3, compression=0.4)
+    inputs = {"input_ids": tiny.inputs()["input_ids"][:, :5]}
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    tokens = model.generate(**inputs, **options)
+    assert torch.equal(tokens, decompress(model).generate(**inputs, **options))
+    assert tokens.unique().numel() > 3  # not one token over and over
+
+
+def test_bert_masked_logits_equal_within_1e_5_and_padding_is_masked() -> None:
+    tiny = TINY_MODELS["bert"]
+    model = compress(tiny.build(), num_clusters=3, compression=0.4)
+    with torch.no_grad():
+        model.cls.predictions.bias.normal_()
+        inputs = tiny.inputs()
+        logits = model(**inputs).logits
+        torch.testing.assert_close(logits, decompress(model)(**inputs).logits, atol=1e-5, rtol=0)
+    assert model.cls.predictions.decoder.bias is model.cls.predictions.bias
+
+
+# Bad input: each error says what was given, what was expected, and what to do.
+
+BAD_OPTIONS = [
+    ({"compression": 0.0}, "compression=0.0", "above 0 and below 1", "give 0.4"),
+    ({"compression": 1.0}, "compression=1.0", "above 0 and below 1", "give 0.4"),
+    ({"compression": -0.2}, "compression=-0.2", "above 0 and below 1", "give 0.4"),
+    ({"compression": 40}, "compression=40", "above 0 and below 1", "give 0.4"),
+    ({"compression": float("nan")}, "compression=nan", "above 0 and below 1", "give 0.4"),
+    ({}, "compression=None and rank=None", "exactly one", "Give the share"),
+    ({"compression": 0.4, "rank": 4}, "compression=0.4 and rank=4", "exactly one", "Give the share"),
+    ({"rank": 0}, "rank=0", "expected 1 or more", "Give the coordinates"),
+    ({"rank": WIDTH + 1}, f"rank={WIDTH + 1}", f"1 to {WIDTH}", "Use a smaller rank"),
+    ({"rank": 4, "num_clusters": VOCAB_SIZE + 1}, f"num_clusters={VOCAB_SIZE + 1}", "1 to 97", "Use fewer clusters"),
+    ({"rank": 4, "num_clusters": 0}, "num_clusters=0", "1 or more", "Five is"),
+    ({"compression": 0.99}, "compression=0.99 leaves 15 numbers", "at least 177", "use compression <= 0.885"),
+    ({"compression": 0.4, "num_clusters": 90}, "leaves 931 numbers", "at least 1,537", "use compression <= 0.0"),
+    ({"compression": 0.4, "preset": "kmeans"}, "preset='kmeans'", "'messi', 'svd'", "Check the spelling"),
+    ({"compression": 0.4, "preset": "svd", "num_clusters": 5}, "num_clusters=5", "expected 1", "preset='messi'"),
+    ({"rank": 4, "seed": -1}, "seed=-1", "0 or more", "Give any"),
+    ({"rank": 4, "num_starts": 0}, "num_starts=0", "1 or more", "Leave them out"),
+    ({"rank": 4, "max_rounds": 0}, "max_rounds=0", "1 or more", "Leave them out"),
+    ({"rank": 4, "tolerance": -1.0}, "tolerance=-1.0", "from 0 to below 1", "Leave it out"),
+]
+
+
+@pytest.mark.parametrize(("options", "given", "expected", "way_out"), BAD_OPTIONS)
+def test_bad_options_are_refused(options: dict, given: str, expected: str, way_out: str) -> None:
+    with pytest.raises(ValueError, match="expected") as caught:
+        compress(TINY_MODELS["bert"].build(), **options)
+    assert all(part in str(caught.value) for part in (given, expected, way_out))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_table_that_is_not_finite_is_refused_by_its_first_bad_token(bad: float) -> None:
+    dense = TINY_MODELS["bert"].build()
+    dense.get_input_embeddings().weight.data[[71, 30], 3] = bad
+    with pytest.raises(ValueError, match=r"2 of 97 rows, the first at token id 30; expected finite.*Repair"):
+        compress(dense, num_clusters=3, compression=0.4)
+
+
+def test_a_compressed_model_is_not_compressed_again(tmp_path: Path) -> None:
+    model = compress(TINY_MODELS["bert"].build(), num_clusters=3, compression=0.4)
+    model.save_pretrained(tmp_path)
+    for again in (model, tmp_path):
+        with pytest.raises(ValueError, match="compressed already; expected a dense model. Compress the dense"):
+            compress(again, num_clusters=3, compression=0.4)
+
+
+def test_a_dense_model_is_not_decompressed() -> None:
+    with pytest.raises(ValueError, match="BertForMaskedLM is not compressed; expected .* Use the model as it is"):
+        decompress(TINY_MODELS["bert"].build())
+
+
+def test_a_model_without_a_token_embedding_is_refused() -> None:
+    vit = ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
+    with pytest.raises(ValueError, match="ViTModel has ViTPatchEmbeddings.*expected an nn.Embedding.*Only models"):
+        compress(vit, compression=0.4)
+
+
+@pytest.mark.parametrize("path", ["no/such/folder/here", "./missing", "/nowhere/at/all", "a b c"])
+def test_a_folder_that_does_not_exist_is_refused(path: str) -> None:
+    with pytest.raises(FileNotFoundError, match="is not a folder; expected .* Check the spelling") as caught:
+        compress(path, compression=0.4)
+    assert repr(path) in str(caught.value)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no config.json; expected .* Check the path"):
+        compress(tmp_path, compression=0.4)
+    TINY_MODELS["gpt2"].config.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"could not be loaded; expected .* config.json and weights.*Check"):
+        compress(tmp_path, compression=0.4)
+
+
+def test_options_are_checked_before_a_model_is_looked_for() -> None:
+    with pytest.raises(ValueError, match="compression=2"):
+        compress("/nowhere/at/all", compression=2)
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(TypeError, match="got a Linear; expected a Transformers model.*pass the model inside"):
+        compress(nn.Linear(2, 2), compression=0.4)
+
+
+def test_weights_that_are_not_in_memory_are_refused() -> None:
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(TINY_MODELS["gpt2"].config)
+    with pytest.raises(ValueError, match="not in memory.*expected all of them.*without a device_map"):
+        compress(model, compression=0.4)
+
+
+def test_resizing_is_refused_with_the_way_out() -> None:
+    model = compress(TINY_MODELS["gpt2"].build(), num_clusters=3, compression=0.4)
+    assert model.resize_token_embeddings(VOCAB_SIZE) is model.get_input_embeddings()
+    with pytest.raises(NotImplementedError, match="asked for 104 tokens; .* keeps its 97. Resize the dense model"):
+        model.resize_token_embeddings(pad_to_multiple_of=8)
+
+
+def test_a_model_of_another_width_than_its_config_says_is_refused() -> None:
+    model = compress(TINY_MODELS["bert"].build(), num_clusters=3, compression=0.4)
+    model.config.vocab_size = 50
+    with pytest.raises(ProjClustCheckpointError, match=r"50 x 16; its configuration describes .* 97 x 16"):
+        type(model)(model.config)
+
+
+@torch.no_grad()
+def test_a_model_from_scratch_starts_like_a_native_one() -> None:
+    compressed = compress(TINY_MODELS["bert"].build(), num_clusters=3, compression=0.4)
+    torch.manual_seed(0)
+    fresh = AutoModel.from_config(compressed.config)
+    weight = fresh.get_input_embeddings().dense_weight()
+    assert isinstance(fresh.get_input_embeddings(), FactoredTable)
+    assert torch.count_nonzero(weight[0]) == 0  # the padding row
+    assert float(weight[1:].std()) == pytest.approx(compressed.config.initializer_range, rel=0.2)

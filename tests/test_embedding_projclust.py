@@ -1,0 +1,262 @@
+"""The factored table: look-up, head, stand-in weight."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
+
+from hf_projclust.configuration_projclust import FactorLayout
+from hf_projclust.embedding_projclust import FactoredTable, ProjClustHead, factor_in_place
+
+DIM = 6
+# sizes and ranks: usual, one row, rank 0 (rows of zeros), rank d (rows as they are), empty
+LAYOUTS = {
+    "one cluster": FactorLayout(DIM, (11,), (2,)),
+    "mixed ranks": FactorLayout(DIM, (4, 1, 3, 2, 0, 1), (2, 1, 0, DIM, 3, 5)),
+    "no basis at all": FactorLayout(DIM, (5, 6), (DIM, DIM)),
+    "zero rows only": FactorLayout(DIM, (11,), (0,)),
+}
+
+
+@pytest.fixture(params=LAYOUTS.values(), ids=LAYOUTS.keys())
+def layout(request: pytest.FixtureRequest) -> FactorLayout:
+    return request.param
+
+
+def filled(module: nn.Module, layout: FactorLayout, seed: int = 0) -> FactoredTable:
+    """The factored counterpart of a module, with random factors and a random order of rows."""
+    torch.manual_seed(seed)
+    factor_in_place(module, layout)
+    nn.init.normal_(module.coefficients)
+    nn.init.normal_(module.bases)
+    module.rows.copy_(torch.randperm(layout.num_embeddings))
+    return module
+
+
+def embedding(layout: FactorLayout, **options: int) -> FactoredTable:
+    return filled(nn.Embedding(layout.num_embeddings, DIM, **options), layout)
+
+
+def head(layout: FactorLayout, bias: bool = True) -> FactoredTable:
+    return filled(nn.Linear(DIM, layout.num_embeddings, bias=bias), layout)
+
+
+def factor_gradients(table: FactoredTable) -> list[torch.Tensor]:
+    """Gradients of the factors that hold any number."""
+    return [factor.grad.clone() for factor in (table.coefficients, table.bases) if factor.numel()]
+
+
+def test_look_up_by_hand() -> None:
+    table = nn.Embedding(3, 2)
+    factor_in_place(table, FactorLayout(2, (2, 1), (1, 2)))
+    table.coefficients.data = torch.tensor([10.0, 20.0, 7.0, 8.0])  # rows 0 and 1 on a line; row 2 as it is
+    table.bases.data = torch.tensor([[0.6, 0.8]])
+    table.rows = torch.tensor([2, 0, 1], dtype=torch.int32)
+    expected = torch.tensor([[7.0, 8.0], [6.0, 8.0], [12.0, 16.0]])
+    torch.testing.assert_close(table(torch.tensor([0, 1, 2])), expected)
+    torch.testing.assert_close(table.dense_weight(), expected)
+
+
+def test_look_up_equals_nn_embedding_forward_and_backward(layout: FactorLayout) -> None:
+    table = embedding(layout)
+    ids = torch.randint(layout.num_embeddings, (3, 7))
+    upstream = torch.randn(3, 7, DIM)
+    ours = table(ids)
+    ours.backward(upstream)
+    gradients = factor_gradients(table)
+    table.zero_grad()
+    theirs = nn.functional.embedding(ids, table.dense_weight())
+    theirs.backward(upstream)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradients, factor_gradients(table))
+
+
+def test_both_ways_of_looking_up_agree(layout: FactorLayout) -> None:
+    table = embedding(layout)
+    rows = torch.arange(layout.num_embeddings).repeat(2)[torch.randperm(2 * layout.num_embeddings)]
+    torch.testing.assert_close(table._look_up_grouped(rows), table._look_up_all_clusters(rows))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_layout_looks_up_what_its_dense_table_holds(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=13).filter(any))
+    ranks = data.draw(st.lists(st.integers(0, DIM), min_size=len(sizes), max_size=len(sizes)))
+    layout = FactorLayout(DIM, tuple(sizes), tuple(ranks))
+    ids = torch.tensor(data.draw(st.lists(st.integers(0, sum(sizes) - 1), max_size=9)), dtype=torch.long)
+    table = embedding(layout)
+    torch.testing.assert_close(table(ids), table.dense_weight()[ids])
+
+
+def test_head_equals_nn_linear(layout: FactorLayout) -> None:
+    hidden = torch.randn(2, 3, DIM)
+    for bias in (True, False):
+        table = head(layout, bias)
+        expected = nn.functional.linear(hidden, table.dense_weight(), table.bias)
+        torch.testing.assert_close(table(hidden), expected)
+
+
+def test_head_is_no_linear_layer_and_keeps_its_bias() -> None:
+    native = nn.Linear(DIM, 11)
+    bias = native.bias
+    table = filled(native, LAYOUTS["one cluster"])
+    assert table is native
+    assert isinstance(table, ProjClustHead)
+    assert not isinstance(table, nn.Linear)
+    assert table.bias is bias
+
+
+def test_a_native_subclass_keeps_its_own_forward() -> None:
+    layout = LAYOUTS["mixed ranks"]
+    table = filled(BartScaledWordEmbedding(layout.num_embeddings, DIM, 0, embed_scale=3.0), layout)
+    assert isinstance(table, BartScaledWordEmbedding)
+    ids = torch.arange(layout.num_embeddings)
+    torch.testing.assert_close(table(ids), 3.0 * table.dense_weight())
+
+
+def test_padding_row_gets_no_gradient() -> None:
+    layout = LAYOUTS["mixed ranks"]
+    table = embedding(layout, padding_idx=4)
+    table(torch.tensor([[4, 4, 4]])).sum().backward()
+    assert torch.count_nonzero(table.coefficients.grad) == 0
+    assert torch.count_nonzero(table.bases.grad) == 0
+    assert torch.equal(table(torch.tensor([4]))[0], table.dense_weight()[4])
+
+
+def test_autocast_leaves_look_up_in_full_precision() -> None:
+    table = embedding(LAYOUTS["one cluster"])
+    ids = torch.arange(11)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert table(ids).dtype == nn.Embedding(11, DIM)(ids).dtype == torch.float32
+
+
+def test_a_batch_without_some_cluster_still_reaches_every_parameter(layout: FactorLayout) -> None:
+    table = embedding(layout)
+    table(torch.zeros(1, dtype=torch.long)).sum().backward()
+    assert all(gradient.isfinite().all() for gradient in factor_gradients(table))
+
+
+@pytest.mark.parametrize("bad", [-1, 11, 10**6])
+def test_token_ids_out_of_range_raise_as_in_nn_embedding(bad: int) -> None:
+    with pytest.raises(IndexError):
+        embedding(LAYOUTS["one cluster"])(torch.tensor([0, bad]))
+
+
+def test_no_tokens_at_all() -> None:
+    assert embedding(LAYOUTS["mixed ranks"])(torch.empty(2, 0, dtype=torch.long)).shape == (2, 0, DIM)
+
+
+def test_weight_answers_about_itself_without_building_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = embedding(LAYOUTS["mixed ranks"]).to(torch.bfloat16)
+
+    def build(_: FactoredTable) -> None:
+        raise AssertionError("the dense table was built")
+
+    monkeypatch.setattr(FactoredTable, "dense_weight", build)
+    weight = table.weight
+    assert isinstance(weight, torch.Tensor)
+    assert weight.shape == (11, DIM)
+    assert (weight.size(0), weight.dim(), weight.ndim, len(weight), weight.numel()) == (11, 2, 2, 11, 66)
+    assert (weight.dtype, weight.device, weight.element_size()) == (torch.bfloat16, torch.device("cpu"), 2)
+    assert weight.requires_grad
+    assert weight.is_floating_point()
+    assert weight.data_ptr() == table.coefficients.data_ptr()
+
+
+def test_operations_on_weight_see_the_dense_table_differentiably(layout: FactorLayout) -> None:
+    table = embedding(layout)
+    dense = table.dense_weight()
+    x = torch.randn(4, DIM)
+    for ours, expected in [
+        (nn.functional.linear(x, table.weight), x @ dense.T),
+        (x @ table.weight.T, x @ dense.T),
+        (table.weight[3], dense[3]),
+        (table.weight * 2, dense * 2),
+        (table.weight.mean(), dense.mean()),
+        (nn.functional.embedding(torch.tensor([1]), table.weight), dense[[1]]),
+        (torch.cat([table.weight, x]), torch.cat([dense, x])),
+        (table.weight.detach(), dense.detach()),
+        (table.weight.data, dense.detach()),
+        (table.weight.clone(), dense),
+        (torch.stack(list(table.weight)), dense),
+    ]:
+        assert type(ours) is torch.Tensor
+        torch.testing.assert_close(ours, expected)
+    table.weight.square().sum().backward()
+    from_weight = table.coefficients.grad.clone()
+    table.zero_grad()
+    dense.square().sum().backward()
+    torch.testing.assert_close(from_weight, table.coefficients.grad)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: setattr(table, "weight", nn.Parameter(torch.zeros(11, DIM))),
+        lambda table: setattr(table, "weight", torch.zeros(11, DIM)),
+        lambda table: table.weight.zero_(),
+        lambda table: table.weight.copy_(torch.zeros(11, DIM)),
+        lambda table: table.weight.__setitem__(0, 0.0),
+        lambda table: nn.init.normal_(table.weight),
+        lambda table: setattr(table.weight, "data", torch.zeros(11, DIM)),
+        lambda table: table.weight.add_(1),
+        lambda table: table.weight.__iadd__(1),
+        lambda table: torch.add(torch.zeros(11, DIM), 1, out=table.weight),
+    ],
+)
+def test_changing_weight_raises(change) -> None:  # noqa: ANN001
+    table = embedding(LAYOUTS["one cluster"])
+    before = table.dense_weight()
+    with torch.no_grad(), pytest.raises(AttributeError, match="can only be read. Change the parameters"):
+        change(table)
+    assert torch.equal(table.dense_weight(), before)
+
+
+def test_transformers_initialisers_pass_over_weight() -> None:
+    from transformers import initialization as init
+
+    table = embedding(LAYOUTS["one cluster"])
+    before = table.dense_weight()
+    init.normal_(table.weight)
+    assert torch.equal(table.dense_weight(), before)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copies_and_pickles_are_whole(clone) -> None:  # noqa: ANN001
+    layout = LAYOUTS["mixed ranks"]
+    scaled = filled(BartScaledWordEmbedding(layout.num_embeddings, DIM, 0, embed_scale=3.0), layout)
+    for table, argument in [
+        (embedding(layout), torch.arange(11)),
+        (scaled, torch.arange(11)),
+        (head(layout), torch.randn(2, DIM)),
+    ]:
+        copied = clone(table)
+        assert type(copied) is type(table)
+        assert copied.coefficients is not table.coefficients
+        assert torch.equal(copied(argument), table(argument))
+
+
+def test_the_compiled_look_up_and_head_equal_eager() -> None:
+    layout = LAYOUTS["mixed ranks"]
+    ids, hidden = torch.arange(11), torch.randn(3, DIM)
+    for table, argument in [(embedding(layout), ids), (head(layout), hidden)]:
+        compiled = torch.compile(table, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(argument), table(argument))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Embedding(11, DIM, max_norm=1.0), "max_norm=1.0.*offers none of these. Leave this model dense"),
+        (nn.Embedding(11, DIM, sparse=True), "sparse=True.*offers none of these. Leave this model dense"),
+        (nn.Conv1d(11, DIM, 1), "is in a Conv1d; expected an nn.Embedding or nn.Linear. Leave this model dense"),
+    ],
+)
+def test_modules_that_have_no_counterpart_are_refused(module: nn.Module, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        factor_in_place(module, LAYOUTS["one cluster"])

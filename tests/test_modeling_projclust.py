@@ -1,0 +1,200 @@
+"""Loading and saving compressed models: every stock way round, and damaged checkpoints."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_MODELS, VOCAB_SIZE, equal_state_dicts, run_python
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaForSequenceClassification,
+    pipeline,
+)
+
+from hf_projclust import ProjClustCheckpointError, compress, decompress
+
+TABLE = "bert.embeddings.word_embeddings"
+
+
+@pytest.fixture
+def model():  # noqa: ANN201
+    return compress(TINY_MODELS["bert"].build(), num_clusters=3, compression=0.4)
+
+
+def test_a_sharded_save_reloads_bit_equal(model, tmp_path: Path) -> None:  # noqa: ANN001
+    model.save_pretrained(tmp_path, max_shard_size="4KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert equal_state_dicts(model, AutoModelForMaskedLM.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_reloads_bit_equal(model, dtype: torch.dtype, tmp_path: Path) -> None:  # noqa: ANN001
+    model.to(dtype).save_pretrained(tmp_path)
+    for asked in (dtype, "auto"):
+        reloaded = AutoModelForMaskedLM.from_pretrained(tmp_path, dtype=asked)
+        assert reloaded.dtype == dtype
+        assert reloaded.get_input_embeddings().rows.dtype == torch.int32
+        assert equal_state_dicts(model, reloaded)
+
+
+def test_device_map_auto_reloads_bit_equal(model, tmp_path: Path) -> None:  # noqa: ANN001
+    model.save_pretrained(tmp_path)
+    reloaded = AutoModelForMaskedLM.from_pretrained(tmp_path, device_map="auto")
+    assert equal_state_dicts(model, reloaded)
+    assert reloaded.cls.predictions.decoder.coefficients is reloaded.get_input_embeddings().coefficients
+
+
+def test_a_fresh_process_that_only_imports_the_plugin_reloads_bit_equal(model, tmp_path: Path) -> None:  # noqa: ANN001
+    model.save_pretrained(tmp_path / "model")
+    code = """
+import sys
+import hf_projclust
+from transformers import AutoModelForMaskedLM
+AutoModelForMaskedLM.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])
+"""
+    run_python(code, str(tmp_path / "model"), str(tmp_path / "again"))
+    first, again = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "again"))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert json.loads((tmp_path / "model/config.json").read_text()) == json.loads(
+        (tmp_path / "again/config.json").read_text()
+    )
+
+
+def test_loading_and_saving_warn_of_nothing(model, tmp_path: Path, upstream_log) -> None:  # noqa: ANN001
+    model.save_pretrained(tmp_path)
+    AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert [record.message for record in upstream_log.records if record.levelname != "INFO"] == []
+
+
+def test_tied_factors_stay_tied_after_a_reload(tmp_path: Path) -> None:
+    for name in ("bert", "gpt2", "t5"):
+        tiny = TINY_MODELS[name]
+        compress(tiny.build(), num_clusters=3, compression=0.4).save_pretrained(tmp_path / name)
+        reloaded = tiny_class(tiny).from_pretrained(tmp_path / name)
+        first, *others = [reloaded.get_submodule(table) for table in tiny.tables]
+        assert others
+        for other in others:
+            assert other.coefficients is first.coefficients
+            assert other.bases is first.bases
+            assert torch.equal(other.rows, first.rows)
+
+
+def tiny_class(tiny):  # noqa: ANN001, ANN201
+    return type(compress(tiny.build(), num_clusters=1, rank=1))
+
+
+def test_a_generic_head_takes_a_factored_body(tmp_path: Path) -> None:
+    llama = TINY_MODELS["llama"]
+    model = compress(llama.build(), num_clusters=3, compression=0.4)
+    model.save_pretrained(tmp_path)
+    classifier, report = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, num_labels=3, output_loading_info=True
+    )
+    assert isinstance(classifier, LlamaForSequenceClassification)
+    assert report["missing_keys"] == {"score.weight"}
+    assert torch.equal(classifier.model.embed_tokens.coefficients, model.model.embed_tokens.coefficients)
+    classifier.save_pretrained(tmp_path / "classifier")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier")
+    assert equal_state_dicts(classifier, again)
+
+
+def test_tensor_parallel_plan_leaves_the_factors_out() -> None:
+    model = compress(TINY_MODELS["llama"].build(), num_clusters=3, compression=0.4)
+    assert "model.embed_tokens" in TINY_MODELS["llama"].build().tp_plan
+    assert "model.embed_tokens" not in model.tp_plan
+    assert model.tp_plan  # the rest of the plan stands
+
+
+def test_auto_tokenizer_and_pipelines_work_without_a_warning(tokenizer, tmp_path: Path, upstream_log) -> None:  # noqa: ANN001
+    compress(TINY_MODELS["distilbert"].build(), num_clusters=3, compression=0.4).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded("good film")["input_ids"] == tokenizer("good film")["input_ids"]
+    [answer] = pipeline("text-classification", model=str(tmp_path), device="cpu")("good film")
+    assert answer["label"] in ("LABEL_0", "LABEL_1")
+    dense = decompress(str(tmp_path))
+    features = pipeline("feature-extraction", model=str(tmp_path), device="cpu")("good film", return_tensors=True)
+    expected = dense.distilbert(**tokenizer("good film", return_tensors="pt")).last_hidden_state
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+    warnings = [record.message for record in upstream_log.records if record.levelname in ("WARNING", "ERROR")]
+    assert [text for text in warnings if "UNEXPECTED" not in text] == []  # a body drops the classifier, as natively
+
+
+@pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoModelForSequenceClassification])
+def test_an_input_output_model_runs_a_forward_after_reload(auto, tmp_path: Path) -> None:  # noqa: ANN001
+    compress(TINY_MODELS["gpt2"].build(), num_clusters=3, compression=0.4).save_pretrained(tmp_path)
+    reloaded = auto.from_pretrained(tmp_path, pad_token_id=0)
+    assert reloaded(torch.tensor([[VOCAB_SIZE - 1, 3, 5]])).logits.isfinite().all()
+
+
+# Damaged checkpoints: file, key, found, expected.
+
+
+def damaged(folder: Path, change) -> None:  # noqa: ANN001
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def set_row(tensors: dict, value: int) -> None:
+    tensors[f"{TABLE}.rows"][5] = value
+
+
+DAMAGES = [
+    (lambda t: t.pop(f"{TABLE}.coefficients"), f"has no .*{TABLE}.coefficients.*expected every factor.*fetch"),
+    (lambda t: t.pop(f"{TABLE}.bases"), f"has no .*{TABLE}.bases.*expected every factor.*fetch"),
+    (lambda t: t.pop(f"{TABLE}.rows"), f"has no {TABLE}.rows; expected every factor.*fetch"),
+    (
+        lambda t: t.update({f"{TABLE}.coefficients": t[f"{TABLE}.coefficients"][:-1]}),
+        rf"{TABLE}.coefficients has shape \(\d+,\) in the checkpoint; expected \(\d+,\).*damaged",
+    ),
+    (
+        lambda t: t.update({f"{TABLE}.bases": t[f"{TABLE}.bases"][:, 1:].contiguous()}),
+        rf"{TABLE}.bases has shape \(\d+, 15\) in the checkpoint; expected \(\d+, 16\).*damaged",
+    ),
+    (
+        lambda t: t.update({f"{TABLE}.rows": t[f"{TABLE}.rows"][:50]}),
+        rf"{TABLE}.rows has shape \(50,\) in the checkpoint; expected \(97,\).*damaged",
+    ),
+    (lambda t: set_row(t, 97), f"{TABLE}.rows assigns tokens to stored rows 0 to 97; expected each of 0 to 96 once"),
+    (lambda t: set_row(t, -1), f"{TABLE}.rows assigns tokens to stored rows -1 to 96; expected each of 0 to 96 once"),
+    (
+        lambda t: set_row(t, int(t[f"{TABLE}.rows"][6])),
+        f"{TABLE}.rows assigns tokens .*; expected each of 0 to 96 once",
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+@pytest.mark.parametrize("auto", [AutoModelForMaskedLM, AutoModel])
+def test_a_damaged_checkpoint_is_refused_by_key(model, tmp_path: Path, auto, damage, message: str) -> None:  # noqa: ANN001
+    model.save_pretrained(tmp_path)
+    damaged(tmp_path, damage)
+    if auto is AutoModel:  # a body's names have no prefix
+        message = message.replace("bert.embeddings", "embeddings")
+    with pytest.raises(ProjClustCheckpointError, match=message):
+        auto.from_pretrained(tmp_path)
+
+
+def test_a_wrong_shape_is_refused_even_where_mismatches_are_ignored(model, tmp_path: Path) -> None:  # noqa: ANN001
+    model.save_pretrained(tmp_path)
+    damaged(tmp_path, DAMAGES[3][0])
+    with pytest.raises(ProjClustCheckpointError, match="has shape"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
+
+
+def test_dense_weights_under_a_compressed_config_are_refused(model, tmp_path: Path) -> None:  # noqa: ANN001
+    model.save_pretrained(tmp_path)
+    decompress(model).save_pretrained(tmp_path / "dense")
+    shutil.copy(tmp_path / "dense/model.safetensors", tmp_path / "model.safetensors")
+    with pytest.raises(ProjClustCheckpointError, match="has no .*coefficients"):
+        AutoModelForMaskedLM.from_pretrained(tmp_path)
