@@ -1,0 +1,157 @@
+"""The command line: what each command writes and prints, its examples, and its errors."""
+
+import inspect
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_MODELS, equal_state_dicts
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
+from typer.testing import CliRunner
+
+import hf_projclust
+from hf_projclust import cli, compress
+from hf_projclust.sizes import measure
+
+
+@pytest.fixture
+def base(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: ANN001
+    """A folder with a dense model, by a relative name that looks like a Hub id; the current folder is above it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    folder = tmp_path / "distilbert" / "distilbert-base-uncased"
+    TINY_MODELS["bert"].build().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_compress_writes_what_the_function_returns_with_the_tokenizer(base: Path, tmp_path: Path) -> None:
+    run("compress", base, "--output", tmp_path / "out", "--num-clusters", 3, "--compression", 0.4, "--seed", 2)
+    expected = compress(base, num_clusters=3, compression=0.4, seed=2)
+    assert equal_state_dicts(AutoModelForMaskedLM.from_pretrained(tmp_path / "out"), expected)
+    tokens = [AutoTokenizer.from_pretrained(path)("good film")["input_ids"] for path in (base, tmp_path / "out")]
+    assert tokens[0] == tokens[1]
+
+
+def test_info_prints_clusters_and_sizes(base: Path, tmp_path: Path) -> None:
+    run("compress", base, "--output", tmp_path / "out", "--num-clusters", 3, "--rank", 4)
+    output = run("info", tmp_path / "out")
+    solver = json.loads((tmp_path / "out/config.json").read_text())["projclust"]
+    for size, kept in zip(solver["embedding"]["cluster_sizes"], solver["solver"]["energy_kept"], strict=True):
+        assert re.search(rf"│ +{size} │ +4 │ +{kept:.1%} │", output)
+    assert f"{97 * 16:,}" in output  # dense table
+    assert f"{4 * (97 + 3 * 16):,}" in output  # compressed table
+    assert f"{solver['solver']['relative_squared_error']:.4f}" in output
+
+
+@pytest.mark.parametrize("shard_size", ["1GB", "4KB"])
+@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
+def test_sizes_are_those_of_the_files_and_of_the_loaded_models(name: str, shard_size: str, tmp_path: Path) -> None:
+    dense_model = TINY_MODELS[name].build()
+    model = compress(dense_model, num_clusters=3, compression=0.4)
+    model.save_pretrained(tmp_path / "compressed", max_shard_size=shard_size)
+    dense_model.save_pretrained(tmp_path / "dense", max_shard_size=shard_size)
+    dense, compressed = measure(tmp_path / "compressed")
+    files = {path.name: path.stat().st_size for path in (tmp_path / "compressed").glob("*.safetensors")}
+    assert compressed.model_disk_bytes == sum(files.values())
+    stored = {k: v for file in files for k, v in load_file(tmp_path / "compressed" / file).items()}
+    table = [v.nbytes for k, v in stored.items() if k.startswith(TINY_MODELS[name].tables[0])]
+    assert compressed.table_disk_bytes == sum(table) == compressed.table_memory_bytes
+    for sizes, loaded in [(compressed, model), (dense, dense_model)]:
+        assert sizes.model_memory_bytes == loaded.get_memory_footprint()
+        assert sizes.model_parameters == loaded.num_parameters()
+    dense_files = sum(path.stat().st_size for path in (tmp_path / "dense").glob("*.safetensors"))
+    assert abs(dense.model_disk_bytes - dense_files) < 400 * len(files)  # headers name other tensors
+    assert dense.table_parameters == dense_model.get_input_embeddings().weight.numel()
+
+
+def test_decompress_writes_a_native_model_with_equal_outputs(base: Path, tmp_path: Path) -> None:
+    run("compress", base, "--output", tmp_path / "out", "--num-clusters", 3, "--rank", 4)
+    run("decompress", tmp_path / "out", "--output", tmp_path / "dense")
+    assert json.loads((tmp_path / "dense/config.json").read_text())["model_type"] == "bert"
+    dense, compressed = (AutoModelForMaskedLM.from_pretrained(tmp_path / name) for name in ("dense", "out"))
+    assert type(dense) is BertForMaskedLM
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "dense")("good film", return_tensors="pt")
+    torch.testing.assert_close(dense(**inputs).logits, compressed(**inputs).logits, atol=1e-5, rtol=0)
+
+
+def test_examples_in_help_run_word_for_word(base: Path, tmp_path: Path) -> None:
+    for command in ("compress", "info", "decompress"):
+        help_text = " ".join(run(command, "--help").split())
+        example = re.search(r"Example: (hf-projclust .*?)(?:$| ╭)", help_text)
+        assert example, help_text
+        run(*shlex.split(example[1])[1:])
+    assert type(AutoModel.from_pretrained(tmp_path / "distilbert-dense")).__name__ == "BertModel"
+
+
+def test_options_of_compress_are_those_of_the_function() -> None:
+    function, command = (inspect.signature(f).parameters for f in (hf_projclust.compress, cli.compress))
+    options = {name: p.default for name, p in function.items() if name != "model_or_path"}
+    assert {name: p.default for name, p in command.items() if name not in ("model", "output", "force")} == options
+
+
+def test_help_lists_every_command() -> None:
+    output = run("--help")
+    assert all(name in output for name in ("compress", "info", "decompress", "demo"))
+
+
+BAD = [
+    (["compress", "BASE", "--output", "OUT"], "exactly one of the two"),
+    (["compress", "BASE", "--output", "OUT", "--compression", "1.5"], "above 0 and below 1"),
+    (["compress", "BASE", "--output", "OUT", "--rank", "4", "--compression", "0.5"], "exactly one of the two"),
+    (["compress", "BASE", "--output", "OUT", "--rank", "17"], "expected 1 to 16"),
+    (["compress", "BASE", "--output", "OUT", "--rank", "4", "--num-clusters", "98"], "expected 1 to 97"),
+    (["compress", "BASE", "--output", "OUT", "--rank", "4", "--preset", "k"], "expected one of 'messi', 'svd'"),
+    (["compress", "no/such/folder", "--output", "OUT", "--rank", "4"], "is not a folder"),
+    (["compress", "BASE", "--output", "FULL", "--rank", "4"], "--force"),
+    (["compress", "BASE", "--output", "BASE", "--rank", "4", "--force"], "holds the model that is read"),
+    (["info", "no/such/folder"], "is not a folder"),
+    (["info", "BASE"], "holds a dense model"),
+    (["info", "FULL"], "has no config.json"),
+    (["decompress", "BASE", "--output", "OUT"], "is not compressed"),
+    (["decompress", "no/such/folder", "--output", "OUT"], "is not a folder"),
+    (["decompress", "BASE", "--output", "FULL"], "--force"),
+    (["demo", "--output", "FULL"], "--force"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_mistakes_get_one_message_and_nothing_is_written(
+    base: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").write_text("x")
+    places = {"BASE": base, "OUT": tmp_path / "out", "FULL": tmp_path / "full"}
+    before = sorted(tmp_path.rglob("*"))
+    output = run(*[places.get(argument, argument) for argument in arguments], code=1)
+    assert output.count("Error:") == 1
+    assert message in output
+    assert "Traceback" not in output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_force_replaces_and_keeps_nothing_of_the_old(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").write_text("x")
+    run("compress", base, "--output", tmp_path / "out", "--rank", 4, "--force")
+    assert not (tmp_path / "out/old").exists()
+    assert (tmp_path / "out/model.safetensors").exists()
+
+
+def test_an_interrupt_while_saving_leaves_no_output(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_projclust.folders.copy_companions", interrupted)  # after the weights were written
+    run("compress", base, "--output", tmp_path / "out", "--rank", 4, code=130)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["distilbert"]

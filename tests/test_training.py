@@ -1,0 +1,121 @@
+"""Fine-tuning with the stock Trainer: what it changes, resuming, and the best model at the end."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY_MODELS, equal_state_dicts
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_projclust import compress
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A compressed body without a head."""
+    compress(TINY_MODELS["distilbert"].build().distilbert, num_clusters=3, compression=0.4).save_pretrained(
+        tmp_path / "compressed"
+    )
+    return tmp_path / "compressed"
+
+
+@pytest.fixture
+def examples(tokenizer: PreTrainedTokenizerFast) -> list[dict[str, Any]]:
+    """Good, bad, and neither: three labels that a word decides; every token occurs."""
+    rng = random.Random(0)
+    words = [word for word, index in tokenizer.get_vocab().items() if index >= 5]
+    rows = []
+    for number in range(96):
+        label = number % 3
+        text = rng.sample([word for word in words if word not in ("good", "bad")], 6)
+        text.insert(rng.randrange(6), ["good", "bad", words[-1]][label])
+        rows.append({**tokenizer(" ".join(text)), "labels": label, "text": " ".join(text)})
+    return rows
+
+
+def trainer(folder: Path, tokenizer: PreTrainedTokenizerFast, rows: list, output: Path, **options: Any) -> Trainer:
+    set_seed(1)
+    arguments: dict[str, Any] = {
+        "output_dir": str(output),
+        "per_device_train_batch_size": 8,
+        "learning_rate": 5e-3,
+        "report_to": [],
+        "dataloader_pin_memory": False,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_steps": 4,
+        "seed": 1,
+    }
+    return Trainer(
+        model=AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3),
+        args=TrainingArguments(**(arguments | options)),
+        train_dataset=rows,
+        eval_dataset=rows[:24],
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+
+
+def test_the_loss_falls_and_every_factor_of_every_cluster_changes(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, examples: list, tmp_path: Path
+) -> None:
+    stock = trainer(folder, tokenizer, examples, tmp_path / "run", num_train_epochs=20, learning_rate=1e-2)
+    assert stock.args.remove_unused_columns  # the default, which reads the model's signature
+    embedding = stock.model.get_input_embeddings()
+    before = [[part.detach().clone() for part in block] for block in embedding.blocks()]
+    stock.train()
+    losses = [entry["loss"] for entry in stock.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.3 * losses[0]
+    assert len(before) == 3
+    for old, new in zip(before, embedding.blocks(), strict=True):
+        assert not any(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+
+
+def test_a_resumed_run_ends_bit_equal(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, examples: list, tmp_path: Path
+) -> None:
+    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
+    whole = trainer(folder, tokenizer, examples, tmp_path / "whole", **options)
+    whole.train()
+    resumed = trainer(folder, tokenizer, examples, tmp_path / "resumed", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-4"))
+    assert equal_state_dicts(whole.model, resumed.model)
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole/checkpoint-8")
+    assert equal_state_dicts(saved, whole.model)
+    halfway = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole/checkpoint-4")
+    assert not equal_state_dicts(halfway, whole.model)
+
+
+def test_the_best_model_is_loaded_at_the_end(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, examples: list, tmp_path: Path, upstream_log
+) -> None:  # noqa: ANN001
+    scores = iter([1.0, 3.0, 2.0])
+    stock = trainer(
+        folder,
+        tokenizer,
+        examples,
+        tmp_path / "run",
+        num_train_epochs=3,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+    )
+    stock.compute_metrics = lambda _: {"score": next(scores)}
+    upstream_log.clear()
+    stock.train()
+    assert stock.state.best_model_checkpoint == str(tmp_path / "run/checkpoint-24")
+    best, last = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / f"run/checkpoint-{step}") for step in (24, 36)
+    )
+    assert equal_state_dicts(stock.model, best)
+    assert not equal_state_dicts(best, last)
+    assert [record.message for record in upstream_log.records if "missing keys" in record.message] == []
