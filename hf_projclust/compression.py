@@ -79,7 +79,7 @@ def compress(
             "it was made from, or hf_projclust.decompress() it first."
         )
     modules = vocabulary_modules(model)
-    table: Tensor = modules[0].weight.detach()  # type: ignore[union-attr, operator, assignment]
+    table: Tensor = modules[0].weight.detach()
     rank = _check_table(table, num_clusters, compression, rank)
 
     energy = float(torch.linalg.vector_norm(table, dtype=torch.float64)) ** 2
@@ -152,14 +152,13 @@ def decompress(model_or_path: PreTrainedModel | str | Path) -> Any:
     state_dict = {key: tensor for key, tensor in model.state_dict().items() if key not in names_of_factors}
     dense = next(iter(tables.values())).dense_weight().detach()
     state_dict |= {f"{name}.weight": dense for name in tables}
-    config = _with_class(model.config, type(model.config).native_class)
+    config_class: Any = type(model.config)
+    config = _with_class(model.config, config_class.native_class)
     del config.projclust
     return _build(type(model).native_class, config, state_dict, like=model)
 
 
-def _check_options(
-    preset: str, num_clusters: int | None, compression: float | None, rank: int | None
-) -> int:
+def _check_options(preset: str, num_clusters: int | None, compression: float | None, rank: int | None) -> int:
     """Refuse options that no model could make right, before one is loaded. Returns the number of clusters."""
     if preset not in _NUM_CLUSTERS_OF_PRESET:
         known = ", ".join(repr(name) for name in _NUM_CLUSTERS_OF_PRESET)
@@ -197,9 +196,7 @@ def _check_search(seed: int, num_starts: int, max_rounds: int, tolerance: float)
             "Leave them out for the defaults."
         )
     if not 0 <= tolerance < 1:
-        raise ValueError(
-            f"tolerance={tolerance}; expected a share from 0 to below 1. Leave it out for the default."
-        )
+        raise ValueError(f"tolerance={tolerance}; expected a share from 0 to below 1. Leave it out for the default.")
 
 
 def _own_model(model_or_path: Any) -> Any:
@@ -254,9 +251,7 @@ def _check_table(table: Tensor, num_clusters: int, compression: float | None, ra
     return rank
 
 
-def _factor(
-    table: Tensor, clustering: ProjectiveClustering
-) -> tuple[FactorLayout, dict[str, Tensor], dict[str, Any]]:
+def _factor(table: Tensor, clustering: ProjectiveClustering) -> tuple[FactorLayout, dict[str, Tensor], dict[str, Any]]:
     """The stored tensors of a clustering, in the table's dtype, and the energy that they keep."""
     dim, order = table.shape[1], clustering.assignment.argsort(stable=True)
     sizes = torch.bincount(clustering.assignment, minlength=len(clustering.bases)).tolist()

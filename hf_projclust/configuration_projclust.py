@@ -12,16 +12,21 @@ This file travels with a checkpoint: it imports torch, transformers and its two 
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 FORMAT_VERSION = 1
 PREFIX = "ProjClust"
+_MADE_CLASSES: dict[type, Any] = {}
+
+if TYPE_CHECKING:
+    _NativeConfig = PreTrainedConfig
+else:
+    _NativeConfig = object
 
 
 class ProjClustCheckpointError(ValueError):
@@ -99,8 +104,10 @@ class FactorLayout:
         return sum(self.coefficient_counts) + sum(self.basis_ranks) * self.dim
 
 
-class ProjClustConfigMixin:
+class ProjClustConfigMixin(_NativeConfig):
     """What a made configuration adds to its native base: the attribute ``projclust`` and the JSON's two names."""
+
+    native_class: ClassVar[Any]
 
     @property
     def embedding_layout(self) -> FactorLayout:
@@ -135,12 +142,12 @@ class ProjClustConfigMixin:
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read the JSON, with the native model type in its place."""
-        config_dict, unused = super().get_config_dict(*args, **kwargs)  # type: ignore[misc]
+        config_dict, unused = super().get_config_dict(*args, **kwargs)
         return _with_native_type(config_dict), unused
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """Write the JSON, with "projclust" as the model type."""
-        fields = json.loads(super().to_json_string(use_diff=use_diff))  # type: ignore[misc]
+        fields = json.loads(super().to_json_string(use_diff=use_diff))
         fields["base_model_type"], fields["model_type"] = fields["model_type"], ProjClustConfig.model_type
         return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
@@ -164,7 +171,7 @@ class ProjClustConfig(PreTrainedConfig):
         Raises:
             ProjClustCheckpointError: If the base type is missing or unknown, or the table's shapes are damaged.
         """
-        base_model_type = config_dict.get("base_model_type")
+        base_model_type: Any = config_dict.get("base_model_type")
         known = isinstance(base_model_type, str) and base_model_type in CONFIG_MAPPING
         if not known or base_model_type == cls.model_type:
             raise ProjClustCheckpointError(
@@ -172,13 +179,12 @@ class ProjClustConfig(PreTrainedConfig):
                 "Transformers, such as 'bert'. Upgrade transformers, or fetch the checkpoint again."
             )
         config_class = projclust_config_class(CONFIG_MAPPING[base_model_type])
-        result = config_class.from_dict(_with_native_type(config_dict), **kwargs)  # type: ignore[attr-defined]
+        result = config_class.from_dict(_with_native_type(config_dict), **kwargs)
         config = result[0] if isinstance(result, tuple) else result
         _ = config.embedding_layout
         return result
 
 
-@functools.cache
 def projclust_config_class(native_class: type[PreTrainedConfig]) -> type[ProjClustConfigMixin]:
     """Make and register the compressed counterpart of a native configuration class.
 
@@ -190,11 +196,12 @@ def projclust_config_class(native_class: type[PreTrainedConfig]) -> type[ProjClu
     """
     from .modeling_projclust import register_auto_classes
 
-    name = f"{PREFIX}{native_class.__name__}"
-    attributes = {"__module__": __name__, "native_class": native_class}
-    config_class = type(name, (ProjClustConfigMixin, native_class), attributes)
-    register_auto_classes(config_class)
-    return config_class
+    if native_class not in _MADE_CLASSES:
+        attributes = {"__module__": __name__, "native_class": native_class}
+        bases = (ProjClustConfigMixin, native_class)
+        made = _MADE_CLASSES[native_class] = type(f"{PREFIX}{native_class.__name__}", bases, attributes)
+        register_auto_classes(made)
+    return _MADE_CLASSES[native_class]
 
 
 def register() -> None:

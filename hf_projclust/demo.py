@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModel, AutoTokenizer
 
@@ -75,12 +76,11 @@ def run_demo(folder: Path, *, seed: int = 0) -> list[DemoRow]:
     tokenizer = AutoTokenizer.from_pretrained(source)
     sentences = bundled_sentences()
     reference = embed_sentences(dense, tokenizer, sentences)
+    table: Any = dense.get_input_embeddings().weight
     rows, reloaded = [], {}
     for preset, num_clusters in _NUM_CLUSTERS.items():
         name = "SVD" if preset == "svd" else f"MESSI k={num_clusters}"
-        model = compress(
-            dense, preset=preset, num_clusters=num_clusters, compression=COMPRESSION, seed=seed
-        )
+        model = compress(dense, preset=preset, num_clusters=num_clusters, compression=COMPRESSION, seed=seed)
         model.save_pretrained(folder / preset)
         copy_companions(source, folder / preset)
         reloaded[name] = AutoModel.from_pretrained(folder / preset)
@@ -88,5 +88,5 @@ def run_demo(folder: Path, *, seed: int = 0) -> list[DemoRow]:
         cosine = mean_cosine(embed_sentences(reloaded[name], tokenizer, sentences), reference)
         error = model.config.projclust["solver"]["relative_squared_error"]
         rows.append(DemoRow(name, sizes, error, cosine))
-    plot_clusters(dense.get_input_embeddings().weight.detach(), reloaded, folder / "clusters.png")
+    plot_clusters(table.detach(), reloaded, folder / "clusters.png")
     return [DemoRow("dense", dense_sizes, 0.0, 1.0), *rows]

@@ -17,7 +17,6 @@ and its siblings only.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,12 +28,16 @@ from transformers import initialization as init
 from .configuration_projclust import PREFIX, FactorLayout
 
 FACTOR_NAMES = ("coefficients", "bases")
+_MADE_CLASSES: dict[type, Any] = {}
 
 
 class FactoredTable(nn.Module):
     """Parameters and buffer of a factored table, and what embedding and head share."""
 
     layout: FactorLayout
+    coefficients: nn.Parameter
+    bases: nn.Parameter
+    rows: Tensor
 
     def _set_factors(self, layout: FactorLayout, device: torch.device, dtype: torch.dtype) -> None:
         num_coefficients, num_basis_rows = sum(layout.coefficient_counts), sum(layout.basis_ranks)
@@ -128,9 +131,7 @@ class ProjClustEmbedding(FactoredTable, nn.Embedding):
         in_order, order = stored_rows.long().sort()
         group_ends = torch.searchsorted(in_order, cluster_ends).tolist()
         vectors, first, first_row = [], 0, 0
-        for (coefficients, basis), last, size in zip(
-            self.blocks(), group_ends, layout.cluster_sizes, strict=True
-        ):
+        for (coefficients, basis), last, size in zip(self.blocks(), group_ends, layout.cluster_sizes, strict=True):
             local_rows = in_order[first:last] - first_row
             vectors.append(_reconstruct(coefficients.index_select(0, local_rows), basis))  # (m_i, d)
             first, first_row = last, first_row + size
@@ -213,10 +214,10 @@ class FactoredWeight(torch.Tensor):
     _table: FactoredTable
 
     @staticmethod
-    def __new__(cls, table: FactoredTable) -> FactoredWeight:
+    def __new__(cls: type[FactoredWeight], table: FactoredTable) -> FactoredWeight:
         """Stand in for the dense weight of ``table``."""
         factors = table.coefficients
-        weight: FactoredWeight = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        weight: FactoredWeight = torch.Tensor._make_wrapper_subclass(
             cls,
             (table.layout.num_embeddings, table.layout.dim),
             dtype=factors.dtype,
@@ -243,7 +244,9 @@ class FactoredWeight(torch.Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         """Serve the callers that switch __torch_function__ off."""
         args, kwargs = tree_map(_to_dense, (args, kwargs or {}))
         return func(*args, **kwargs)
@@ -259,15 +262,14 @@ _ANSWERED_BY_STAND_IN = {
     torch.Tensor.size,
     *(
         getattr(torch.Tensor, name).__get__
-        for name in "device dtype is_cpu is_cuda is_leaf is_meta layout ndim requires_grad shape".split()
+        for name in ("device", "dtype", "is_cpu", "is_cuda", "is_leaf", "is_meta", "layout", "ndim")
     ),
+    torch.Tensor.requires_grad.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
 }
 
-_WRITING_OPERATORS = {
-    "__set__",
-    "__setitem__",
-    *(f"__i{name}__" for name in "add and div floordiv lshift mod mul or pow rshift sub truediv xor".split()),
-}
+_OPERATORS = ("add", "and", "div", "floordiv", "lshift", "mod", "mul", "or", "pow", "rshift", "sub", "truediv", "xor")
+_WRITING_OPERATORS = {"__set__", "__setitem__", *(f"__i{name}__" for name in _OPERATORS)}
 
 _WEIGHT_IS_READ_ONLY = (
     "the dense weight of a factored table was to be changed; it is built from the factors at each use and can "
@@ -305,16 +307,18 @@ def factor_in_place(module: nn.Module, layout: FactorLayout) -> None:
             "Leave this model dense."
         )
     del module.weight
-    module.__class__ = counterpart
+    module.__class__ = counterpart  # type: ignore[assignment]
     module._set_factors(layout, weight.device, weight.dtype)  # type: ignore[operator]
 
 
-@functools.cache
 def _embedding_class(native_class: type[nn.Embedding]) -> type[ProjClustEmbedding]:
     if native_class is nn.Embedding:
         return ProjClustEmbedding
-    attributes = {"__module__": __name__, "native_class": native_class}
-    return type(f"{PREFIX}{native_class.__name__}", (native_class, ProjClustEmbedding), attributes)
+    if native_class not in _MADE_CLASSES:
+        attributes = {"__module__": __name__, "native_class": native_class}
+        bases = (native_class, ProjClustEmbedding)
+        _MADE_CLASSES[native_class] = type(f"{PREFIX}{native_class.__name__}", bases, attributes)
+    return _MADE_CLASSES[native_class]
 
 
 def _empty_embedding(native_class: type[nn.Embedding]) -> ProjClustEmbedding:

@@ -12,8 +12,7 @@ This file travels with a checkpoint: it imports torch, transformers and its two 
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -40,9 +39,18 @@ from .configuration_projclust import (
 )
 from .embedding_projclust import FACTOR_NAMES, FactoredTable, factor_in_place
 
+_MADE_CLASSES: dict[tuple[type, type], Any] = {}
 
-class ProjClustModelMixin:
+if TYPE_CHECKING:
+    _NativeModel = PreTrainedModel
+else:
+    _NativeModel = object
+
+
+class ProjClustModelMixin(_NativeModel):
     """What a made model class adds to its native base."""
+
+    native_class: ClassVar[Any]
 
     def post_init(self) -> None:
         """Factor the vocabulary table, then finish as the native class does."""
@@ -50,14 +58,14 @@ class ProjClustModelMixin:
         super().post_init()
         # Tensor-parallel plans split a dense table by rows or columns, which means nothing to its factors.
         factored = set(factored_tables(self))
-        self._tp_plan = {name: plan for name, plan in (self._tp_plan or {}).items() if name not in factored}
+        self._tp_plan = {name: plan for name, plan in (self.tp_plan or {}).items() if name not in factored}
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Tie as the native class does; then give tied modules the row order of the input embedding."""
-        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)  # type: ignore[misc]
-        rows = self.get_input_embeddings().rows
+        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
+        rows: Any = self.get_input_embeddings().rows
         for name, table in factored_tables(self).items():
-            if f"{name}.rows" in self._keys_to_ignore_on_save:
+            if f"{name}.rows" in (self._keys_to_ignore_on_save or ()):
                 table.rows = rows.to(table.coefficients.device)
                 if missing_keys is not None:
                     missing_keys.discard(f"{name}.rows")
@@ -83,7 +91,7 @@ class ProjClustModelMixin:
     def _resize_token_embeddings(
         self, new_num_tokens: int | None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Module:
-        embedding = self.get_input_embeddings()
+        embedding: Any = self.get_input_embeddings()
         size = embedding.num_embeddings if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
@@ -106,7 +114,7 @@ def factored_tables(model: nn.Module) -> dict[str, FactoredTable]:
     return {name: module for name, module in model.named_modules() if isinstance(module, FactoredTable)}
 
 
-def vocabulary_modules(model: Any) -> list[nn.Module]:
+def vocabulary_modules(model: Any) -> list[Any]:
     """The module of the input embedding, and every module whose weight is tied to it.
 
     Args:
@@ -127,7 +135,8 @@ def vocabulary_modules(model: Any) -> list[nn.Module]:
             f"{type(model).__name__} has {type(embedding).__name__} as its input embedding; expected an "
             "nn.Embedding of tokens. Only models that read token ids can be compressed."
         )
-    modules, ties = [embedding], model.get_expanded_tied_weights_keys(all_submodels=True)
+    modules: list[Any] = [embedding]
+    ties = model.get_expanded_tied_weights_keys(all_submodels=True)
     grew = True
     while grew:
         grew = False
@@ -140,7 +149,6 @@ def vocabulary_modules(model: Any) -> list[nn.Module]:
     return modules
 
 
-@functools.cache
 def projclust_model_class(native_class: Any, config_class: type[ProjClustConfigMixin]) -> Any:
     """Make the compressed counterpart of a native model class.
 
@@ -151,12 +159,15 @@ def projclust_model_class(native_class: Any, config_class: type[ProjClustConfigM
     Returns:
         Its subclass, ``ProjClustBertForMaskedLM``: the same object for the same arguments.
     """
-    name = f"{PREFIX}{native_class.__name__}"
-    conversions = get_checkpoint_conversion_mapping(native_class.__name__)
-    if conversions is not None:  # some are looked up by class name, and would not be found under the made one
-        register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
-    attributes = {"__module__": __name__, "native_class": native_class, "config_class": config_class}
-    return type(name, (ProjClustModelMixin, native_class), attributes)
+    key = (native_class, config_class)
+    if key not in _MADE_CLASSES:
+        name = f"{PREFIX}{native_class.__name__}"
+        conversions = get_checkpoint_conversion_mapping(native_class.__name__)
+        if conversions is not None:  # some are looked up by class name, and would not be found under the made one
+            register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
+        attributes = {"__module__": __name__, "native_class": native_class, "config_class": config_class}
+        _MADE_CLASSES[key] = type(name, (ProjClustModelMixin, native_class), attributes)
+    return _MADE_CLASSES[key]
 
 
 def register_auto_classes(config_class: Any) -> None:
@@ -194,7 +205,7 @@ def _factor_vocabulary(model: Any) -> None:
     layout = model.config.embedding_layout
     modules = vocabulary_modules(model)
     for module in modules:
-        shape = (module.weight.shape[0], module.weight.shape[1])  # type: ignore[index, union-attr]
+        shape = (module.weight.shape[0], module.weight.shape[1])
         if shape != (layout.num_embeddings, layout.dim):
             raise ProjClustCheckpointError(
                 f"{type(model).__name__} has a vocabulary table of {shape[0]:,} x {shape[1]}; its configuration "
@@ -213,9 +224,7 @@ def _factor_vocabulary(model: Any) -> None:
         if submodel is not model:
             submodel.all_tied_weights_keys = submodel.get_expanded_tied_weights_keys(all_submodels=True)
     # The row order is stored once, with the input embedding; tie_weights copies it to the others.
-    tied_rows = {
-        f"{name}.rows" for name, table in factored_tables(model).items() if table is not modules[0]
-    }
+    tied_rows = {f"{name}.rows" for name, table in factored_tables(model).items() if table is not modules[0]}
     model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or []) | tied_rows
 
 

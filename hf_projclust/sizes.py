@@ -91,9 +91,7 @@ def measure(folder: str | Path) -> tuple[Sizes, Sizes]:
 
     files = get_local_safetensors_metadata(folder).files_metadata
     stored = {name: info for metadata in files.values() for name, info in metadata.tensors.items()}
-    table = [
-        info for name, info in stored.items() if name.rpartition(".")[2] in (*FACTOR_NAMES, "rows")
-    ]
+    table = [info for name, info in stored.items() if name.rpartition(".")[2] in (*FACTOR_NAMES, "rows")]
     compressed = Sizes(
         table_parameters=layout.num_parameters,
         model_parameters=model.num_parameters(),

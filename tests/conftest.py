@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 from transformers.utils import logging
+
+from hf_projclust.demo import DemoRow, run_demo
 
 VOCAB_SIZE = 97  # prime, so that no cluster size divides it
 WIDTH = 16
@@ -81,13 +84,13 @@ TINY_MODELS = {
         ("distilbert.embeddings.word_embeddings",),
     ),
     # positions that depend on the padding id
-    "roberta": Tiny(
-        RobertaModel, RobertaConfig(**_ENCODER, pad_token_id=1), ("embeddings.word_embeddings",)
-    ),
+    "roberta": Tiny(RobertaModel, RobertaConfig(**_ENCODER, pad_token_id=1), ("embeddings.word_embeddings",)),
     # a tied head without bias, generation
     "gpt2": Tiny(
         GPT2LMHeadModel,
-        GPT2Config(vocab_size=VOCAB_SIZE, n_embd=WIDTH, n_layer=1, n_head=2, n_positions=40, bos_token_id=1, eos_token_id=2),
+        GPT2Config(
+            vocab_size=VOCAB_SIZE, n_embd=WIDTH, n_layer=1, n_head=2, n_positions=40, bos_token_id=1, eos_token_id=2
+        ),
         ("transformer.wte", "lm_head"),
     ),
     # an untied head, which stays dense
@@ -134,6 +137,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+@pytest.fixture(scope="session")
+def demonstration(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, DemoRow]]:
+    """The demonstration's folder and the lines of its table, made once: it takes most of a minute."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, {row.name: row for row in run_demo(folder)}
+
+
 @pytest.fixture
 def upstream_log(caplog: pytest.LogCaptureFixture) -> Any:
     """Warnings that Transformers logs, which it keeps from other handlers unless told otherwise."""
@@ -153,8 +163,6 @@ def equal_state_dicts(left: torch.nn.Module, right: torch.nn.Module) -> bool:
 
 def run_python(code: str, *args: str) -> str:
     """Run code in a fresh process, with warnings as errors, and give what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *args], capture_output=True, text=True, check=False, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -19,7 +19,7 @@ from hf_projclust.sizes import measure
 
 
 @pytest.fixture
-def base(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: ANN001
+def base(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a dense model, by a relative name that looks like a Hub id; the current folder is above it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
@@ -148,7 +148,9 @@ def test_force_replaces_and_keeps_nothing_of_the_old(base: Path, tmp_path: Path)
     assert (tmp_path / "out/model.safetensors").exists()
 
 
-def test_an_interrupt_while_saving_leaves_no_output(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_saving_leaves_no_output(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 

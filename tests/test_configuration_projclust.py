@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def rewrite(folder: Path, change) -> None:  # noqa: ANN001
+def rewrite(folder: Path, change) -> None:
     path = folder / "config.json"
     fields = json.loads(path.read_text())
     change(fields)
@@ -79,7 +79,7 @@ def test_json_names_both_types_and_memory_the_native_one(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("read_by", [AutoConfig, ProjClustConfig, "made"])
-def test_every_reader_gives_the_same_configuration(folder: Path, read_by) -> None:  # noqa: ANN001
+def test_every_reader_gives_the_same_configuration(folder: Path, read_by) -> None:
     reader = configuration.ProjClustBertConfig if read_by == "made" else read_by
     config = reader.from_pretrained(folder, num_labels=7)
     assert config.num_labels == 7
@@ -158,7 +158,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
-def test_a_damaged_configuration_is_refused(folder: Path, damage, message: str) -> None:  # noqa: ANN001
+def test_a_damaged_configuration_is_refused(folder: Path, damage, message: str) -> None:
     rewrite(folder, damage)
     with pytest.raises(ProjClustCheckpointError, match=message):
         AutoConfig.from_pretrained(folder)

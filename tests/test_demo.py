@@ -8,14 +8,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, pipeline
 
-from hf_projclust.demo import DemoRow, packaged_minilm, run_demo
+from hf_projclust.demo import DemoRow, packaged_minilm
 from hf_projclust.evaluation.fidelity import bundled_sentences, embed_sentences, mean_cosine
-
-
-@pytest.fixture(scope="module")
-def demonstration(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, DemoRow]]:
-    folder = tmp_path_factory.mktemp("demo")
-    return folder, {row.name: row for row in run_demo(folder)}
 
 
 def test_errors_of_the_table_at_40_percent(demonstration: tuple[Path, dict[str, DemoRow]]) -> None:
@@ -72,7 +66,7 @@ def test_a_plot_is_written(demonstration: tuple[Path, dict[str, DemoRow]]) -> No
 
 def test_sentence_transformers_loads_the_folder_without_a_warning(
     demonstration: tuple[Path, dict[str, DemoRow]], upstream_log
-) -> None:  # noqa: ANN001
+) -> None:
     from sentence_transformers import SentenceTransformer
 
     folder, _ = demonstration
@@ -83,12 +77,16 @@ def test_sentence_transformers_loads_the_folder_without_a_warning(
     ours, theirs = (torch.tensor(model.encode(bundled_sentences())) for model in (compressed, dense))
     assert mean_cosine(ours, theirs) > 0.9
     expected = embed_sentences(
-        AutoModel.from_pretrained(folder / "messi"), AutoTokenizer.from_pretrained(folder / "messi"), bundled_sentences()
+        AutoModel.from_pretrained(folder / "messi"),
+        AutoTokenizer.from_pretrained(folder / "messi"),
+        bundled_sentences(),
     )
     assert mean_cosine(ours, expected) == pytest.approx(1, abs=1e-5)
 
 
-def test_feature_extraction_pipeline_on_the_real_model(demonstration: tuple[Path, dict[str, DemoRow]], upstream_log) -> None:  # noqa: ANN001
+def test_feature_extraction_pipeline_on_the_real_model(
+    demonstration: tuple[Path, dict[str, DemoRow]], upstream_log
+) -> None:
     features = pipeline("feature-extraction", model=str(demonstration[0] / "messi"), device="cpu")
     assert torch.tensor(features("The ferry leaves.")).shape == (1, 6, 384)
     assert [record.message for record in upstream_log.records if record.levelname in ("WARNING", "ERROR")] == []

@@ -209,7 +209,7 @@ def test_operations_on_weight_see_the_dense_table_differentiably(layout: FactorL
         lambda table: torch.add(torch.zeros(11, DIM), 1, out=table.weight),
     ],
 )
-def test_changing_weight_raises(change) -> None:  # noqa: ANN001
+def test_changing_weight_raises(change) -> None:
     table = embedding(LAYOUTS["one cluster"])
     before = table.dense_weight()
     with torch.no_grad(), pytest.raises(AttributeError, match="can only be read. Change the parameters"):
@@ -227,7 +227,7 @@ def test_transformers_initialisers_pass_over_weight() -> None:
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
-def test_copies_and_pickles_are_whole(clone) -> None:  # noqa: ANN001
+def test_copies_and_pickles_are_whole(clone) -> None:
     layout = LAYOUTS["mixed ranks"]
     scaled = filled(BartScaledWordEmbedding(layout.num_embeddings, DIM, 0, embed_scale=3.0), layout)
     for table, argument in [

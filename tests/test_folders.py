@@ -56,7 +56,9 @@ def test_outputs_that_would_lose_something_are_refused(tmp_path: Path) -> None:
     full.mkdir()
     source.mkdir(parents=True)
     (full / "file").write_text("x")
-    with pytest.raises(FileExistsError, match=r"holds 1 files or folders; expected a folder.*or replace it with --force"):
+    with pytest.raises(
+        FileExistsError, match=r"holds 1 files or folders; expected a folder.*or replace it with --force"
+    ):
         check_output(full, source, force=False)
     check_output(full, source, force=True)
     check_output(tmp_path / "new", source, force=False)
@@ -73,7 +75,13 @@ def test_companions_go_along_and_nothing_else(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     companions = ["tokenizer.json", "vocab.txt", "spiece.model", "chat_template.jinja", "LICENSE", "modules.json"]
     companions += ["preprocessor_config.json", "1_Pooling/config.json", "2_Dense/model.safetensors"]
-    others = ["model.safetensors", "pytorch_model.bin", "training_args.bin", "optimizer.pt", "model.safetensors.index.json"]
+    others = [
+        "model.safetensors",
+        "pytorch_model.bin",
+        "training_args.bin",
+        "optimizer.pt",
+        "model.safetensors.index.json",
+    ]
     others += ["config.json", "generation_config.json", "README.md", ".git/config", "onnx/model.onnx", "data.csv"]
     others += ["checkpoint-5/config.json", "trainer_state.json"]
     for name in companions + others:

@@ -24,18 +24,18 @@ TABLE = "bert.embeddings.word_embeddings"
 
 
 @pytest.fixture
-def model():  # noqa: ANN201
+def model():
     return compress(TINY_MODELS["bert"].build(), num_clusters=3, compression=0.4)
 
 
-def test_a_sharded_save_reloads_bit_equal(model, tmp_path: Path) -> None:  # noqa: ANN001
+def test_a_sharded_save_reloads_bit_equal(model, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, max_shard_size="4KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     assert equal_state_dicts(model, AutoModelForMaskedLM.from_pretrained(tmp_path))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_reloads_bit_equal(model, dtype: torch.dtype, tmp_path: Path) -> None:  # noqa: ANN001
+def test_half_precision_reloads_bit_equal(model, dtype: torch.dtype, tmp_path: Path) -> None:
     model.to(dtype).save_pretrained(tmp_path)
     for asked in (dtype, "auto"):
         reloaded = AutoModelForMaskedLM.from_pretrained(tmp_path, dtype=asked)
@@ -44,14 +44,14 @@ def test_half_precision_reloads_bit_equal(model, dtype: torch.dtype, tmp_path: P
         assert equal_state_dicts(model, reloaded)
 
 
-def test_device_map_auto_reloads_bit_equal(model, tmp_path: Path) -> None:  # noqa: ANN001
+def test_device_map_auto_reloads_bit_equal(model, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     reloaded = AutoModelForMaskedLM.from_pretrained(tmp_path, device_map="auto")
     assert equal_state_dicts(model, reloaded)
     assert reloaded.cls.predictions.decoder.coefficients is reloaded.get_input_embeddings().coefficients
 
 
-def test_a_fresh_process_that_only_imports_the_plugin_reloads_bit_equal(model, tmp_path: Path) -> None:  # noqa: ANN001
+def test_a_fresh_process_that_only_imports_the_plugin_reloads_bit_equal(model, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     code = """
 import sys
@@ -68,7 +68,7 @@ AutoModelForMaskedLM.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])
     )
 
 
-def test_loading_and_saving_warn_of_nothing(model, tmp_path: Path, upstream_log) -> None:  # noqa: ANN001
+def test_loading_and_saving_warn_of_nothing(model, tmp_path: Path, upstream_log) -> None:
     model.save_pretrained(tmp_path)
     AutoModelForMaskedLM.from_pretrained(tmp_path)
     assert [record.message for record in upstream_log.records if record.levelname != "INFO"] == []
@@ -87,7 +87,7 @@ def test_tied_factors_stay_tied_after_a_reload(tmp_path: Path) -> None:
             assert torch.equal(other.rows, first.rows)
 
 
-def tiny_class(tiny):  # noqa: ANN001, ANN201
+def tiny_class(tiny):
     return type(compress(tiny.build(), num_clusters=1, rank=1))
 
 
@@ -113,7 +113,7 @@ def test_tensor_parallel_plan_leaves_the_factors_out() -> None:
     assert model.tp_plan  # the rest of the plan stands
 
 
-def test_auto_tokenizer_and_pipelines_work_without_a_warning(tokenizer, tmp_path: Path, upstream_log) -> None:  # noqa: ANN001
+def test_auto_tokenizer_and_pipelines_work_without_a_warning(tokenizer, tmp_path: Path, upstream_log) -> None:
     compress(TINY_MODELS["distilbert"].build(), num_clusters=3, compression=0.4).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
@@ -129,7 +129,7 @@ def test_auto_tokenizer_and_pipelines_work_without_a_warning(tokenizer, tmp_path
 
 
 @pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoModelForSequenceClassification])
-def test_an_input_output_model_runs_a_forward_after_reload(auto, tmp_path: Path) -> None:  # noqa: ANN001
+def test_an_input_output_model_runs_a_forward_after_reload(auto, tmp_path: Path) -> None:
     compress(TINY_MODELS["gpt2"].build(), num_clusters=3, compression=0.4).save_pretrained(tmp_path)
     reloaded = auto.from_pretrained(tmp_path, pad_token_id=0)
     assert reloaded(torch.tensor([[VOCAB_SIZE - 1, 3, 5]])).logits.isfinite().all()
@@ -138,7 +138,7 @@ def test_an_input_output_model_runs_a_forward_after_reload(auto, tmp_path: Path)
 # Damaged checkpoints: file, key, found, expected.
 
 
-def damaged(folder: Path, change) -> None:  # noqa: ANN001
+def damaged(folder: Path, change) -> None:
     path = folder / "model.safetensors"
     tensors = load_file(path)
     change(tensors)
@@ -176,7 +176,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
 @pytest.mark.parametrize("auto", [AutoModelForMaskedLM, AutoModel])
-def test_a_damaged_checkpoint_is_refused_by_key(model, tmp_path: Path, auto, damage, message: str) -> None:  # noqa: ANN001
+def test_a_damaged_checkpoint_is_refused_by_key(model, tmp_path: Path, auto, damage, message: str) -> None:
     model.save_pretrained(tmp_path)
     damaged(tmp_path, damage)
     if auto is AutoModel:  # a body's names have no prefix
@@ -185,14 +185,14 @@ def test_a_damaged_checkpoint_is_refused_by_key(model, tmp_path: Path, auto, dam
         auto.from_pretrained(tmp_path)
 
 
-def test_a_wrong_shape_is_refused_even_where_mismatches_are_ignored(model, tmp_path: Path) -> None:  # noqa: ANN001
+def test_a_wrong_shape_is_refused_even_where_mismatches_are_ignored(model, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     damaged(tmp_path, DAMAGES[3][0])
     with pytest.raises(ProjClustCheckpointError, match="has shape"):
         AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
 
 
-def test_dense_weights_under_a_compressed_config_are_refused(model, tmp_path: Path) -> None:  # noqa: ANN001
+def test_dense_weights_under_a_compressed_config_are_refused(model, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     decompress(model).save_pretrained(tmp_path / "dense")
     shutil.copy(tmp_path / "dense/model.safetensors", tmp_path / "model.safetensors")

@@ -187,10 +187,10 @@ def test_last_of_each_cluster_stays() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    num_rows=st.integers(1, 5000), dim=st.integers(1, 300), k=st.integers(1, 9), compression=st.floats(0.01, 0.99)
-)
-def test_uniform_rank_fills_the_budget_and_never_exceeds_it(num_rows: int, dim: int, k: int, compression: float) -> None:
+@given(num_rows=st.integers(1, 5000), dim=st.integers(1, 300), k=st.integers(1, 9), compression=st.floats(0.01, 0.99))
+def test_uniform_rank_fills_the_budget_and_never_exceeds_it(
+    num_rows: int, dim: int, k: int, compression: float
+) -> None:
     budget, one = (1 - compression) * num_rows * dim, num_rows + k * dim
     try:
         rank = uniform_rank(num_rows, dim, k, compression)

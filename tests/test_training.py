@@ -96,7 +96,7 @@ def test_a_resumed_run_ends_bit_equal(
 
 def test_the_best_model_is_loaded_at_the_end(
     folder: Path, tokenizer: PreTrainedTokenizerFast, examples: list, tmp_path: Path, upstream_log
-) -> None:  # noqa: ANN001
+) -> None:
     scores = iter([1.0, 3.0, 2.0])
     stock = trainer(
         folder,

@@ -1,0 +1,76 @@
+"""What README promises: its code runs, its commands run, its figures are those that the demonstration gives."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY_MODELS
+from transformers import AutoModelForSequenceClassification
+from typer.testing import CliRunner
+
+from hf_projclust import cli
+from hf_projclust.demo import DemoRow
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def base(tmp_path: Path, tokenizer) -> Path:
+    """A tiny model in a folder whose relative name is the Hub id that README uses."""
+    folder = tmp_path / "distilbert" / "distilbert-base-uncased"
+    TINY_MODELS["distilbert"].build().distilbert.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_python_blocks_run_one_after_another(base: Path, tmp_path: Path) -> None:
+    found = blocks("python")
+    assert len(found) == 2
+    for block in found:
+        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert len(found[0].split("\n\n")[-2].splitlines()) <= 6
+    tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "distilbert-pc-k5-films")
+    assert type(tuned).__name__ == "ProjClustDistilBertForSequenceClassification"
+
+
+def test_commands_run(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("hf-projclust ")]
+    assert [shlex.split(command)[1] for command in commands] == ["compress", "info", "decompress"]
+    for command in commands:
+        result = CliRunner().invoke(cli.app, shlex.split(command)[1:])
+        assert result.exit_code == 0, result.output
+
+
+def test_set_up_is_two_commands_and_continuous_integration_runs_the_second() -> None:
+    demo, tests = (block.strip() for block in blocks("bash")[:2])
+    assert demo.endswith("&& hf-projclust demo")
+    assert tests.endswith("&& pytest")
+    assert "\n" not in demo + tests
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    pattern = re.search(r"grep -m 1 -E '(.*?)'", script)
+    assert pattern
+    assert [line for line in README.splitlines() if re.search(pattern[1], line)] == [tests]
+
+
+def test_figures_are_those_of_the_demonstration(demonstration: tuple[Path, dict[str, DemoRow]]) -> None:
+    _, rows = demonstration
+    lines = re.findall(
+        r"^\| (dense|SVD|MESSI).*?\| ([\d,]+) \| ([\d.]+) MB \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE
+    )
+    assert len(lines) == 3
+    for (_, parameters, megabytes, error, cosine), row in zip(lines, rows.values(), strict=True):
+        assert parameters == f"{row.sizes.table_parameters:,}"
+        assert megabytes == f"{row.sizes.model_disk_bytes / 1e6:.1f}"
+        # Another machine rounds differently, and then clusters a little differently.
+        assert float(error) == pytest.approx(row.relative_squared_error, abs=4e-4)
+        assert float(cosine) == pytest.approx(row.cosine, abs=0.01)
