@@ -10,7 +10,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from wrapt.importer import when_imported
+from wrapt import when_imported
 
 if TYPE_CHECKING:
     from .compression import compress, decompress

@@ -193,7 +193,7 @@ class ProjClustHead(FactoredTable):
             dim=-1,
         )
         logits = stored.index_select(-1, self.rows)
-        return logits if self.bias is None else logits + self.bias
+        return logits if self.bias is None else logits + self.bias.to(logits.dtype)  # as under autocast in nn.Linear
 
     def init_factors(self, std: float) -> None:
         """As in the base, with a bias of zeros."""

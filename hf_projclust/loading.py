@@ -11,6 +11,7 @@ from typing import Any
 import transformers
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from . import modeling_projclust
@@ -34,7 +35,7 @@ def load_model(path: str | Path) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(path)
         return model_class(config).from_pretrained(path, config=config, dtype="auto")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise FileNotFoundError(
             f"model {str(path)!r} could not be loaded; expected a folder with a config.json and weights, or the id "
             f"of a model on the Hub that can be reached from here. Check the spelling. ({error})"

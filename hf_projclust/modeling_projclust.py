@@ -12,6 +12,7 @@ This file travels with a checkpoint: it imports torch, transformers and its two 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -177,14 +178,12 @@ def register_auto_classes(config_class: Any) -> None:
         config_class: A class made by ``projclust_config_class``.
     """
     native_config = config_class.native_class
-    for mapping in _mappings(modeling_auto):
-        if native_config in mapping:
-            native_models = mapping[native_config]
-            if isinstance(native_models, list | tuple):
-                made: Any = tuple(projclust_model_class(model, config_class) for model in native_models)
-            else:
-                made = projclust_model_class(native_models, config_class)
-            mapping.register(config_class, made, exist_ok=True)
+    for mapping, native_models in _entries(modeling_auto, native_config):
+        if isinstance(native_models, list | tuple):
+            made: Any = tuple(projclust_model_class(model, config_class) for model in native_models)
+        else:
+            made = projclust_model_class(native_models, config_class)
+        mapping.register(config_class, made, exist_ok=True)
     for module in (
         feature_extraction_auto,
         image_processing_auto,
@@ -192,13 +191,18 @@ def register_auto_classes(config_class: Any) -> None:
         tokenization_auto,
         video_processing_auto,
     ):
-        for mapping in _mappings(module):
-            if native_config in mapping:
-                mapping.register(config_class, mapping[native_config], exist_ok=True)
+        for mapping, processor in _entries(module, native_config):
+            mapping.register(config_class, processor, exist_ok=True)
 
 
-def _mappings(module: Any) -> list[Any]:
-    return [value for value in vars(module).values() if isinstance(value, _LazyAutoMapping)]
+def _entries(module: Any, native_config: type) -> Iterator[tuple[Any, Any]]:
+    """Each Auto mapping of a module in which a configuration class stands, with what stands there."""
+    for mapping in [value for value in vars(module).values() if isinstance(value, _LazyAutoMapping)]:
+        if native_config in mapping:
+            try:
+                yield mapping, mapping[native_config]
+            except ValueError:  # a mapping names a class that this Transformers does not export
+                continue
 
 
 def _factor_vocabulary(model: Any) -> None:

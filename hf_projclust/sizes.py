@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import get_local_safetensors_metadata
+from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from transformers import AutoConfig
 
 from .configuration_projclust import ProjClustCheckpointError, ProjClustConfigMixin
@@ -64,6 +65,12 @@ def read_config(folder: str | Path) -> Any:
             f"{str(folder)!r} holds a dense model of type {config.model_type!r}; expected a compressed one. Make it "
             "with hf-projclust compress."
         )
+    record = config.projclust.get("solver")
+    if not isinstance(record, dict) or len(record.get("energy_kept", ())) != config.embedding_layout.num_clusters:
+        raise ProjClustCheckpointError(
+            f"{str(folder)!r} has solver={record!r} in its config.json; expected the record of how it was compressed, "
+            "with the energy that each cluster kept. The file is damaged: fetch or save the checkpoint again."
+        )
     return config
 
 
@@ -78,7 +85,7 @@ def measure(folder: str | Path) -> tuple[Sizes, Sizes]:
 
     Raises:
         FileNotFoundError: If there is no such folder, or no checkpoint in it.
-        ProjClustCheckpointError: If the checkpoint is not compressed.
+        ProjClustCheckpointError: If the checkpoint is not compressed, or its files are damaged.
     """
     config = read_config(folder)
     layout = config.embedding_layout
@@ -89,7 +96,13 @@ def measure(folder: str | Path) -> tuple[Sizes, Sizes]:
     row_map_bytes = embedding.rows.element_size() * layout.num_embeddings
     memory_bytes = layout.num_parameters * item_bytes + row_map_bytes
 
-    files = get_local_safetensors_metadata(folder).files_metadata
+    try:
+        files = get_local_safetensors_metadata(folder).files_metadata
+    except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+        raise ProjClustCheckpointError(
+            f"{str(folder)!r} has no readable weights ({error}); expected model.safetensors, whole or in shards. "
+            "Fetch or save the checkpoint again."
+        ) from error
     stored = {name: info for metadata in files.values() for name, info in metadata.tensors.items()}
     table = [info for name, info in stored.items() if name.rpartition(".")[2] in (*FACTOR_NAMES, "rows")]
     compressed = Sizes(

@@ -140,6 +140,36 @@ def test_mistakes_get_one_message_and_nothing_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no readable weights"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 30), "has no readable weights"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON file"),
+        (
+            lambda folder: (folder / "config.json").write_text(
+                (folder / "config.json").read_text().replace('"energy_kept"', '"energy"')
+            ),
+            "expected the record of how it was compressed",
+        ),
+    ],
+)
+def test_info_of_a_damaged_folder_gets_one_message(base: Path, tmp_path: Path, damage, message: str) -> None:
+    run("compress", base, "--output", tmp_path / "out", "--rank", 4)
+    damage(tmp_path / "out")
+    output = run("info", tmp_path / "out", code=1)
+    assert output.count("Error:") == 1
+    assert message in output
+
+
+def test_weights_that_are_cut_get_one_message(base: Path, tmp_path: Path) -> None:
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    output = run("compress", base, "--output", tmp_path / "out", "--rank", 4, code=1)
+    assert "could not be loaded; expected a folder" in output
+    assert not (tmp_path / "out").exists()
+
+
 def test_force_replaces_and_keeps_nothing_of_the_old(base: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old").write_text("x")

@@ -135,6 +135,28 @@ def test_autocast_leaves_look_up_in_full_precision() -> None:
         assert table(ids).dtype == nn.Embedding(11, DIM)(ids).dtype == torch.float32
 
 
+def test_head_under_autocast_has_the_dtype_and_values_of_nn_linear() -> None:
+    table = head(LAYOUTS["mixed ranks"])
+    hidden = torch.randn(3, DIM)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = table(hidden)
+        theirs = nn.functional.linear(hidden, table.dense_weight(), table.bias)
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, theirs, atol=0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_look_up_and_head_run_in_any_precision(dtype: torch.dtype) -> None:
+    for table, argument in [
+        (embedding(LAYOUTS["mixed ranks"]), torch.arange(11)),
+        (head(LAYOUTS["mixed ranks"]), torch.randn(2, DIM, dtype=dtype)),
+    ]:
+        expected = table(argument if argument.dtype == torch.long else argument.float())
+        output = table.to(dtype)(argument)
+        assert output.dtype == dtype
+        torch.testing.assert_close(output.float(), expected, atol=0.1, rtol=0.05)
+
+
 def test_a_batch_without_some_cluster_still_reaches_every_parameter(layout: FactorLayout) -> None:
     table = embedding(layout)
     table(torch.zeros(1, dtype=torch.long)).sum().backward()

@@ -99,8 +99,9 @@ def test_companions_go_along_and_nothing_else(tmp_path: Path) -> None:
 def test_an_interrupted_command_leaves_no_output_folder(tmp_path: Path, signal_number: int) -> None:
     """The process is stopped while it writes; the output folder must not be there at all."""
     code = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 from hf_projclust.folders import new_folder
 with new_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("x")
