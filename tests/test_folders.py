@@ -108,14 +108,12 @@ with new_folder(Path(sys.argv[1])) as folder:
     print("writing", flush=True)
     time.sleep(60)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "output")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"writing\n"
-    os.kill(process.pid, signal_number)
-    assert process.wait(timeout=30) != 0
-    process.stdout.close()
+    command = [sys.executable, "-c", code, str(tmp_path / "output")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"writing\n"
+        os.kill(process.pid, signal_number)
+        assert process.wait(timeout=30) != 0
     assert not (tmp_path / "output").exists()
     left = list(tmp_path.iterdir())
     assert len(left) == (0 if signal_number == signal.SIGINT else 1)
