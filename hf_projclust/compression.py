@@ -1,21 +1,20 @@
 """Compress a model's vocabulary table, and make a compressed model dense again.
 
 Model in, model out: neither function changes its input, and the result shares no memory with it. How a table
-is factored is decided in ``solvers``; files are written elsewhere.
+is factored is decided in ``factoring`` and ``solvers``; files are written elsewhere.
 """
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
-from .configuration_projclust import FORMAT_VERSION, FactorLayout, projclust_config_class
+from .configuration_projclust import FORMAT_VERSION, projclust_config_class
+from .factoring import FactoringOptions, Preset, factor_table
 from .loading import load_model
 from .modeling_projclust import (
     ProjClustModelMixin,
@@ -23,11 +22,6 @@ from .modeling_projclust import (
     projclust_model_class,
     vocabulary_modules,
 )
-from .solvers import ProjectiveClustering, messi
-from .solvers.ranks import uniform_rank
-
-Preset = Literal["messi", "svd"]
-_NUM_CLUSTERS_OF_PRESET = {"messi": 5, "svd": 1}
 
 
 def compress(
@@ -70,8 +64,16 @@ def compress(
         model = compress("distilbert/distilbert-base-uncased", num_clusters=5, compression=0.4)
         model.save_pretrained("distilbert-pc-k5")
     """
-    num_clusters = _check_options(preset, num_clusters, compression, rank)
-    _check_search(seed, num_starts, max_rounds, tolerance)
+    options = FactoringOptions(
+        preset=preset,
+        num_clusters=num_clusters,
+        compression=compression,
+        rank=rank,
+        seed=seed,
+        num_starts=num_starts,
+        max_rounds=max_rounds,
+        tolerance=tolerance,
+    )
     model = _own_model(model_or_path)
     if isinstance(model, ProjClustModelMixin):
         raise ValueError(
@@ -79,51 +81,20 @@ def compress(
             "it was made from, or hf_projclust.decompress() it first."
         )
     modules = vocabulary_modules(model)
-    table: Tensor = modules[0].weight.detach()
-    rank = _check_table(table, num_clusters, compression, rank)
-
-    energy = float(torch.linalg.vector_norm(table, dtype=torch.float64)) ** 2
-    with logging.tqdm(desc=f"Clustering {len(table):,} tokens", unit=" rounds") as progress:
-
-        def show(cost: float) -> None:
-            progress.set_postfix_str(f"relative squared error {_share(cost, energy):.4f}", refresh=False)
-            progress.update()
-
-        clustering = messi(
-            table,
-            num_clusters=num_clusters,
-            rank=rank,
-            seed=seed,
-            num_starts=num_starts,
-            max_rounds=max_rounds,
-            tolerance=tolerance,
-            on_round=show,
-        )
-    layout, factors, kept = _factor(table, clustering)
+    factors = factor_table(modules[0].weight.detach(), options)
 
     config_class = projclust_config_class(type(model.config))
     config = _with_class(model.config, config_class)
     config.projclust = {
         "format_version": FORMAT_VERSION,
-        "embedding": {
-            "dim": layout.dim,
-            "cluster_sizes": list(layout.cluster_sizes),
-            "cluster_ranks": list(layout.cluster_ranks),
-        },
-        "solver": {
-            "preset": preset,
-            "num_clusters": num_clusters,
-            "compression": compression,
-            "rank": rank,
-            "seed": seed,
-            **kept,
-        },
+        "embedding": factors.layout.to_dict(),
+        "solver": factors.record,
     }
     named_modules = list(model.named_modules(remove_duplicate=False))
     replaced = {f"{name}.weight" for name, module in named_modules if module in modules}
     embedding_name = next(name for name, module in named_modules if module is modules[0])
     state_dict = {key: tensor for key, tensor in model.state_dict().items() if key not in replaced}
-    state_dict |= {f"{embedding_name}.{part}": tensor for part, tensor in factors.items()}
+    state_dict |= {f"{embedding_name}.{part}": tensor for part, tensor in factors.tensors.items()}
     return _build(projclust_model_class(type(model), config_class), config, state_dict, like=model)
 
 
@@ -158,47 +129,6 @@ def decompress(model_or_path: PreTrainedModel | str | Path) -> Any:
     return _build(type(model).native_class, config, state_dict, like=model)
 
 
-def _check_options(preset: str, num_clusters: int | None, compression: float | None, rank: int | None) -> int:
-    """Refuse options that no model could make right, before one is loaded. Returns the number of clusters."""
-    if preset not in _NUM_CLUSTERS_OF_PRESET:
-        known = ", ".join(repr(name) for name in _NUM_CLUSTERS_OF_PRESET)
-        raise ValueError(f"preset={preset!r}; expected one of {known}. Check the spelling.")
-    if (compression is None) == (rank is None):
-        raise ValueError(
-            f"compression={compression} and rank={rank}; expected exactly one of the two. Give the share of the "
-            "table to save, such as compression=0.4, or the coordinates to keep of each row, such as rank=200."
-        )
-    if compression is not None and not 0 < compression < 1:
-        raise ValueError(
-            f"compression={compression}; expected a share of the table's numbers to save, above 0 and below 1. "
-            "To save 40 %, give 0.4."
-        )
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank={rank}; expected 1 or more. Give the coordinates to keep of each row.")
-    if num_clusters is None:
-        return _NUM_CLUSTERS_OF_PRESET[preset]
-    if num_clusters < 1:
-        raise ValueError(f"num_clusters={num_clusters}; expected 1 or more. Five is a good first choice.")
-    if preset == "svd" and num_clusters != 1:
-        raise ValueError(
-            f"num_clusters={num_clusters} with preset='svd'; expected 1, since SVD is one subspace. "
-            "Use preset='messi' for several."
-        )
-    return num_clusters
-
-
-def _check_search(seed: int, num_starts: int, max_rounds: int, tolerance: float) -> None:
-    if seed < 0:
-        raise ValueError(f"seed={seed}; expected 0 or more. Give any such number.")
-    if num_starts < 1 or max_rounds < 1:
-        raise ValueError(
-            f"num_starts={num_starts} and max_rounds={max_rounds}; expected 1 or more of each. "
-            "Leave them out for the defaults."
-        )
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance={tolerance}; expected a share from 0 to below 1. Leave it out for the default.")
-
-
 def _own_model(model_or_path: Any) -> Any:
     """The model to read from: as given, or loaded from a path."""
     if isinstance(model_or_path, str | Path):
@@ -226,65 +156,6 @@ def _own_model(model_or_path: Any) -> Any:
     return model
 
 
-def _check_table(table: Tensor, num_clusters: int, compression: float | None, rank: int | None) -> int:
-    """Refuse a table that cannot be factored as asked. Returns the rank."""
-    num_tokens, dim = table.shape
-    is_finite = table.isfinite().all(dim=1)
-    if not is_finite.all():
-        bad = (~is_finite).nonzero().flatten()
-        raise ValueError(
-            f"the vocabulary table has NaN or infinity in {len(bad):,} of {num_tokens:,} rows, the first at token id "
-            f"{int(bad[0])}; expected finite numbers. Repair the model, or load it in float32 if it overflowed."
-        )
-    if num_clusters > num_tokens:
-        raise ValueError(
-            f"num_clusters={num_clusters:,} for a vocabulary of {num_tokens:,} tokens; expected 1 to "
-            f"{num_tokens:,}. Use fewer clusters."
-        )
-    if compression is not None:
-        return uniform_rank(num_tokens, dim, num_clusters, compression)
-    if rank is None or rank > dim:
-        raise ValueError(
-            f"rank={rank} for a table of width {dim}; expected 1 to {dim}. Use a smaller rank, or give "
-            "compression instead."
-        )
-    return rank
-
-
-def _factor(table: Tensor, clustering: ProjectiveClustering) -> tuple[FactorLayout, dict[str, Tensor], dict[str, Any]]:
-    """The stored tensors of a clustering, in the table's dtype, and the energy that they keep."""
-    dim, order = table.shape[1], clustering.assignment.argsort(stable=True)
-    sizes = torch.bincount(clustering.assignment, minlength=len(clustering.bases)).tolist()
-    coefficients, bases, energies, residuals = [], [], [], []
-    for members, basis in zip(order.split(sizes), clustering.bases, strict=True):
-        rows = table[members].to(basis.dtype)  # (n_i, d)
-        is_whole = len(basis) == dim
-        stored = (rows if is_whole else rows @ basis.T).to(table.dtype)  # (n_i, j_i)
-        stored_basis = basis[:0].to(table.dtype) if is_whole else basis.to(table.dtype)
-        rebuilt = stored if is_whole else stored @ stored_basis
-        energies.append(float(rows.double().square().sum()))
-        residuals.append(float((rows - rebuilt).double().square().sum()))
-        coefficients.append(stored.flatten())
-        bases.append(stored_basis)
-    factors = {
-        "coefficients": torch.cat(coefficients),
-        "bases": torch.cat(bases).contiguous(),
-        "rows": order.argsort().to(torch.int32),
-    }
-    layout = FactorLayout(
-        dim=dim, cluster_sizes=tuple(sizes), cluster_ranks=tuple(len(basis) for basis in clustering.bases)
-    )
-    kept = {
-        "energy_kept": [1 - _share(left, of) for left, of in zip(residuals, energies, strict=True)],
-        "relative_squared_error": _share(sum(residuals), sum(energies)),
-    }
-    return layout, factors, kept
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else 0.0
-
-
 def _with_class(config: Any, config_class: Any) -> Any:
     """The same configuration in another class, by the round trip that a save and a load would make."""
     made = config_class.from_dict(config.to_dict(), attn_implementation=config._attn_implementation)
@@ -292,7 +163,7 @@ def _with_class(config: Any, config_class: Any) -> Any:
     return made
 
 
-def _build(model_class: Any, config: Any, state_dict: dict[str, Tensor], *, like: nn.Module | Any) -> Any:
+def _build(model_class: Any, config: Any, state_dict: dict[str, Tensor], *, like: Any) -> Any:
     """A model of a class from tensors, each copied, with what ``like`` has beyond its weights."""
     state_dict = {key: tensor.detach().clone() for key, tensor in state_dict.items()}
     model = model_class.from_pretrained(None, config=config, state_dict=state_dict, dtype=like.dtype)

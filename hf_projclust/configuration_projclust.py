@@ -78,6 +78,14 @@ class FactorLayout:
                 "The config.json is damaged: fetch the checkpoint again."
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them; ``FactorLayout(**fields)`` gives the layout back."""
+        return {
+            "dim": self.dim,
+            "cluster_sizes": list(self.cluster_sizes),
+            "cluster_ranks": list(self.cluster_ranks),
+        }
+
     @property
     def num_clusters(self) -> int:
         """Number of clusters, k."""

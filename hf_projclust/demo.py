@@ -13,9 +13,10 @@ from typing import Any
 
 from transformers import AutoModel, AutoTokenizer
 
-from .compression import Preset, compress
+from .compression import compress
 from .evaluation.fidelity import bundled_sentences, embed_sentences, mean_cosine
 from .evaluation.plots import plot_clusters
+from .factoring import Preset
 from .folders import copy_companions
 from .loading import load_model
 from .sizes import Sizes, measure
