@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers import initialization as init
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_projclust import PREFIX, FactorLayout
 
@@ -111,7 +112,7 @@ class ProjClustEmbedding(FactoredTable, nn.Embedding):
             Vectors in the dtype of the factors, shape (*input.shape, dim).
         """
         # nn.Embedding gives vectors of full precision under autocast; a matrix product would not.
-        with torch.autocast(input.device.type, enabled=False):
+        with maybe_autocast(input.device.type, enabled=False):
             vectors = self._look_up(input.flatten()).view(*input.shape, self.layout.dim)
         if self.padding_idx is not None and torch.is_grad_enabled():
             is_padding = (input == self.padding_idx).unsqueeze(-1)  # (...) -> (..., 1)
@@ -120,7 +121,8 @@ class ProjClustEmbedding(FactoredTable, nn.Embedding):
 
     def _look_up(self, token_ids: Tensor) -> Tensor:
         stored_rows = self.rows.index_select(0, token_ids)  # (m,)
-        if torch.compiler.is_compiling() or token_ids.is_meta:
+        # The number of tokens in a cluster is data: a compiled or traced graph must not hold it.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or token_ids.is_meta:
             return self._look_up_all_clusters(stored_rows)
         return self._look_up_grouped(stored_rows)
 

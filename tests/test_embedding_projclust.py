@@ -271,6 +271,21 @@ def test_the_compiled_look_up_and_head_equal_eager() -> None:
         torch.testing.assert_close(compiled(argument), table(argument))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_traced_or_exported_look_up_holds_for_other_tokens() -> None:
+    table = embedding(LAYOUTS["mixed ranks"])
+    seen, others = torch.zeros(11, dtype=torch.long), torch.arange(11).flip(0)
+    traced = torch.jit.trace(table, seen)
+    exported = torch.export.export(table, (seen,)).module()
+    for graph in (traced, exported):
+        torch.testing.assert_close(graph(others), table(others))
+
+
+def test_meta_tensors_pass_through() -> None:
+    table = embedding(LAYOUTS["mixed ranks"]).to("meta")
+    assert table(torch.zeros(2, 3, dtype=torch.long, device="meta")).shape == (2, 3, DIM)
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
