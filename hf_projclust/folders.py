@@ -32,18 +32,18 @@ def check_output(output: Path, source: str | Path, *, force: bool) -> None:
 
     Raises:
         FileExistsError: If the output is a file, or holds something and ``force`` is off.
-        ValueError: If replacing the output would delete the source.
+        ValueError: If replacing the output would delete the source or the current folder.
     """
     if output.exists() and not output.is_dir():
         raise FileExistsError(
             f"output {str(output)!r} is a file; expected a folder that is new or empty. Choose another --output."
         )
-    source_folder = Path(source).resolve()
-    if source_folder.is_dir() and output.resolve() in (source_folder, *source_folder.parents):
-        raise ValueError(
-            f"output {str(output)!r} holds the model that is read, {str(source)!r}; expected a folder elsewhere, so "
-            "that the original is kept. Choose another --output."
-        )
+    for kept in (Path(source), Path.cwd()):
+        if kept.is_dir() and output.resolve() in (kept.resolve(), *kept.resolve().parents):
+            raise ValueError(
+                f"output {str(output)!r} is or holds {str(kept)!r}, which is in use; expected a folder elsewhere, so that "
+                "nothing is lost. Choose another --output."
+            )
     if output.is_dir() and any(output.iterdir()) and not force:
         raise FileExistsError(
             f"output {str(output)!r} holds {sum(1 for _ in output.iterdir())} files or folders; expected a folder "

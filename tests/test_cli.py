@@ -114,7 +114,7 @@ BAD = [
     (["compress", "BASE", "--output", "OUT", "--rank", "4", "--preset", "k"], "expected one of 'messi', 'svd'"),
     (["compress", "no/such/folder", "--output", "OUT", "--rank", "4"], "is not a folder"),
     (["compress", "BASE", "--output", "FULL", "--rank", "4"], "--force"),
-    (["compress", "BASE", "--output", "BASE", "--rank", "4", "--force"], "holds the model that is read"),
+    (["compress", "BASE", "--output", "BASE", "--rank", "4", "--force"], "which is in use"),
     (["info", "no/such/folder"], "is not a folder"),
     (["info", "BASE"], "holds a dense model"),
     (["info", "FULL"], "has no config.json"),

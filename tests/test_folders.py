@@ -64,8 +64,8 @@ def test_outputs_that_would_lose_something_are_refused(tmp_path: Path) -> None:
     check_output(tmp_path / "new", source, force=False)
     (tmp_path / "empty").mkdir()
     check_output(tmp_path / "empty", source, force=False)
-    for output in (source, source.parent, tmp_path / "models" / ".." / "models"):
-        with pytest.raises(ValueError, match="holds the model that is read, .*expected a folder elsewhere.*Choose"):
+    for output in (source, source.parent, tmp_path / "models" / ".." / "models", Path(), Path("..")):
+        with pytest.raises(ValueError, match="which is in use; expected a folder elsewhere.*Choose"):
             check_output(output, source, force=True)
     with pytest.raises(FileExistsError, match="is a file; expected a folder.*Choose another"):
         check_output(full / "file", source, force=True)
