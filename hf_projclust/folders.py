@@ -41,8 +41,8 @@ def check_output(output: Path, source: str | Path, *, force: bool) -> None:
     for kept in (Path(source), Path.cwd()):
         if kept.is_dir() and output.resolve() in (kept.resolve(), *kept.resolve().parents):
             raise ValueError(
-                f"output {str(output)!r} is or holds {str(kept)!r}, which is in use; expected a folder elsewhere, so that "
-                "nothing is lost. Choose another --output."
+                f"output {str(output)!r} is or holds {str(kept)!r}, which is in use; expected a folder elsewhere, so "
+                "that nothing is lost. Choose another --output."
             )
     if output.is_dir() and any(output.iterdir()) and not force:
         raise FileExistsError(
