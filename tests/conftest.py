@@ -11,6 +11,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
     DistilBertConfig,
@@ -106,6 +108,23 @@ TINY_MODELS = {
             vocab_size=VOCAB_SIZE, d_model=WIDTH, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0
         ),
         ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"),
+    ),
+    # a table that inner and outer model tie in turn, with an embedding class of its own that scales
+    "bart": Tiny(
+        BartForConditionalGeneration,
+        BartConfig(
+            vocab_size=VOCAB_SIZE,
+            d_model=WIDTH,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=24,
+            decoder_ffn_dim=24,
+            max_position_embeddings=40,
+            scale_embedding=True,
+        ),
+        ("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head"),
     ),
 }
 

@@ -121,6 +121,16 @@ def test_every_auto_class_of_the_base_is_offered() -> None:
     assert not any(made in mapping for mapping in mappings if BertConfig not in mapping)
 
 
+def test_tokenizers_and_processors_of_the_base_are_offered() -> None:
+    from transformers import CLIPConfig
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+
+    made = configuration.projclust_config_class(CLIPConfig)
+    assert TOKENIZER_MAPPING[made] is TOKENIZER_MAPPING[CLIPConfig]
+    assert PROCESSOR_MAPPING[made] is PROCESSOR_MAPPING[CLIPConfig]
+
+
 def test_without_the_plugin_the_checkpoint_is_refused_not_loaded_as_dense(folder: Path) -> None:
     code = """
 import sys

@@ -216,6 +216,13 @@ def test_operations_on_weight_see_the_dense_table_differentiably(layout: FactorL
     torch.testing.assert_close(from_weight, table.coefficients.grad)
 
 
+def test_weight_serves_callers_that_switch_torch_functions_off() -> None:
+    table = embedding(LAYOUTS["mixed ranks"])
+    with torch._C.DisableTorchFunctionSubclass():
+        doubled = table.weight * 2
+    torch.testing.assert_close(doubled, 2 * table.dense_weight())
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -290,6 +297,7 @@ def test_meta_tensors_pass_through() -> None:
     ("module", "message"),
     [
         (nn.Embedding(11, DIM, max_norm=1.0), "max_norm=1.0.*offers none of these. Leave this model dense"),
+        (nn.Embedding(11, DIM, scale_grad_by_freq=True), "scale_grad_by_freq=True .*Leave this model dense"),
         (nn.Embedding(11, DIM, sparse=True), "sparse=True.*offers none of these. Leave this model dense"),
         (nn.Conv1d(11, DIM, 1), "is in a Conv1d; expected an nn.Embedding or nn.Linear. Leave this model dense"),
     ],

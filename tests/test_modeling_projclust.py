@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from conftest import TINY_MODELS, VOCAB_SIZE, equal_state_dicts, run_python
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -15,10 +16,15 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     LlamaForSequenceClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
+    conversion_mapping,
     pipeline,
 )
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from hf_projclust import ProjClustCheckpointError, compress, decompress
+from hf_projclust import ProjClustCheckpointError, compress, decompress, modeling_projclust
+from hf_projclust.embedding_projclust import FactoredTable
 
 TABLE = "bert.embeddings.word_embeddings"
 
@@ -106,6 +112,62 @@ def test_a_generic_head_takes_a_factored_body(tmp_path: Path) -> None:
     classifier.save_pretrained(tmp_path / "classifier")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier")
     assert equal_state_dicts(classifier, again)
+
+
+def test_checkpoint_conversions_hold_as_in_the_native_class(tmp_path: Path) -> None:
+    """A Mixtral file has one tensor an expert, which the classifier must merge again."""
+    config = MixtralConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=3,
+        tie_word_embeddings=False,
+    )
+    model = compress(MixtralForCausalLM(config).eval(), num_clusters=3, compression=0.4)
+    model.save_pretrained(tmp_path)
+    classifier, report = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, num_labels=3, output_loading_info=True
+    )
+    assert report["missing_keys"] == {"score.weight"}
+    body, native_body = classifier.model.state_dict(), model.model.state_dict()
+    assert all(torch.equal(body[key], native_body[key]) for key in native_body)
+
+
+def test_conversions_that_are_keyed_by_class_are_found_under_the_made_class() -> None:
+    by_class = [name for name in _conversions() if isinstance(getattr(transformers, name, None), type)]
+    assert by_class
+    for name in by_class:
+        made = getattr(modeling_projclust, f"ProjClust{name}")
+        found = get_checkpoint_conversion_mapping(made.__name__)
+        assert [repr(entry) for entry in found] == [repr(entry) for entry in get_checkpoint_conversion_mapping(name)]
+
+
+def _conversions() -> list[str]:
+    get_checkpoint_conversion_mapping("bert")  # fills the table
+    return [name for name in conversion_mapping._checkpoint_conversion_mapping_cache if not name.startswith("Proj")]
+
+
+def test_native_initialisers_never_see_a_factored_table(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    native, seen = transformers.BertPreTrainedModel._init_weights, []
+    monkeypatch.setattr(
+        transformers.BertPreTrainedModel,
+        "_init_weights",
+        lambda self, module: (seen.append(type(module)), native(self, module)),
+    )
+    type(model)(model.config)
+    assert any(issubclass(kind, torch.nn.Linear) for kind in seen)
+    assert not any(issubclass(kind, FactoredTable) for kind in seen)
+
+
+def test_a_head_with_its_own_bias_starts_like_a_native_one() -> None:
+    distilbert = TINY_MODELS["distilbert"]
+    config = compress(distilbert.build(), num_clusters=3, compression=0.4).config
+    fresh = AutoModelForMaskedLM.from_config(config)
+    assert isinstance(fresh.vocab_projector, FactoredTable)
+    assert torch.count_nonzero(fresh.vocab_projector.bias) == 0
 
 
 def test_tensor_parallel_plan_leaves_the_factors_out() -> None:

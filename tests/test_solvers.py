@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_projclust.solvers import ProjectiveClustering, messi, svd
-from hf_projclust.solvers.projective import _is_not_last_of_its_cluster
+from hf_projclust.solvers.projective import _equal_split, _is_not_last_of_its_cluster, fill_empty_clusters
 from hf_projclust.solvers.ranks import uniform_rank
 from hf_projclust.solvers.subspaces import fit_subspace, squared_distances
 
@@ -179,6 +179,43 @@ def test_distances_by_basis_and_by_complement_agree(rank: int) -> None:
     expected = ((rows - rows @ subspace.basis.T @ subspace.basis) ** 2).sum(1)
     torch.testing.assert_close(squared_distances(rows, rows.square().sum(1), subspace), expected)
     assert subspace.residual == pytest.approx(float(expected[:10].sum()))
+
+
+def test_basis_vectors_come_in_order_of_the_energy_they_hold() -> None:
+    rows = torch.randn(50, 6, dtype=torch.float64) * torch.tensor([1.0, 5, 2, 4, 3, 0.5])
+    energies = (rows @ fit_subspace(rows, 4).basis.T).square().sum(0)
+    assert torch.equal(energies, energies.sort(descending=True).values)
+
+
+def test_random_starts_are_of_equal_sizes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (_equal_split(11, 4, generator) for _ in range(2))
+    assert torch.bincount(first).tolist() == torch.bincount(second).tolist() == [3, 3, 3, 2]
+    assert not torch.equal(first, second)
+
+
+def test_empty_clusters_get_the_rows_that_fit_worst_up_to_the_rank() -> None:
+    distances = torch.tensor([1.0, 9, 2, 8, 3, 7, 4, 6, 5, 0, 0, 0])
+    filled = fill_empty_clusters(torch.zeros(12, dtype=torch.long), distances, num_clusters=2, rank=3)
+    assert filled.nonzero().flatten().tolist() == [1, 3, 5]
+
+
+def test_two_empty_clusters_get_different_rows() -> None:
+    distances = torch.tensor([1.0, 9, 2, 8, 3, 7, 4, 6, 5, 0, 0, 0])
+    filled = fill_empty_clusters(torch.full((12,), 2), distances, num_clusters=3, rank=2)
+    assert (filled == 0).nonzero().flatten().tolist() == [1, 3]
+    assert (filled == 1).nonzero().flatten().tolist() == [5, 7]
+
+
+def test_no_cluster_is_emptied_to_fill_another() -> None:
+    assignment = torch.tensor([0, 1, 1, 2])  # rows 0 and 3 are alone, and fit worst
+    filled = fill_empty_clusters(assignment, torch.tensor([9.0, 2, 1, 8]), num_clusters=4, rank=5)
+    assert filled.tolist() == [0, 3, 1, 2]
+
+
+def test_a_full_assignment_is_left_alone() -> None:
+    assignment = torch.tensor([1, 0, 1])
+    assert torch.equal(fill_empty_clusters(assignment, torch.rand(3), 2, 1), assignment)
 
 
 def test_last_of_each_cluster_stays() -> None:

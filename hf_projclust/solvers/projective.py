@@ -140,19 +140,32 @@ class _Run:
             [squared_distances(self.rows, self.squared_norms, subspace) for subspace in self.subspaces]
         )  # (k, n)
         nearest, assignment = distances.min(dim=0)  # (n,)
-        for empty in self._empty_clusters(assignment):
-            # A cluster of at most `rank` rows fits them exactly, so that the cost cannot rise. The best row of
-            # each cluster stays, so that none is emptied to fill another.
-            order = nearest.argsort(descending=True)
-            counts = torch.bincount(assignment, minlength=self.num_clusters)
-            movable = order[_is_not_last_of_its_cluster(assignment[order])]
-            moved = movable[: max(1, min(self.rank, len(movable) // int((counts > 0).sum())))]
-            assignment[moved], nearest[moved] = empty, 0
-        return assignment
+        return fill_empty_clusters(assignment, nearest, self.num_clusters, self.rank)
 
-    def _empty_clusters(self, assignment: Tensor) -> list[int]:
-        counts = torch.bincount(assignment, minlength=self.num_clusters)
-        return (counts == 0).nonzero().flatten().tolist()
+
+def fill_empty_clusters(assignment: Tensor, distances: Tensor, num_clusters: int, rank: int) -> Tensor:
+    """Move the rows that fit worst into the clusters that have none.
+
+    A cluster of at most ``rank`` rows fits them exactly, so that the cost cannot rise. The row that fits best in
+    each cluster stays, so that none is emptied to fill another.
+
+    Args:
+        assignment: Cluster of each row, shape (n,), n >= num_clusters.
+        distances: Squared distance of each row from the subspace of its cluster, shape (n,).
+        num_clusters: Number of clusters, k.
+        rank: Rows that an empty cluster gets, at most.
+
+    Returns:
+        An assignment without empty clusters, shape (n,).
+    """
+    assignment, distances = assignment.clone(), distances.clone()
+    counts = torch.bincount(assignment, minlength=num_clusters)
+    for empty in (counts == 0).nonzero().flatten().tolist():
+        order = distances.argsort(descending=True)
+        movable = order[_is_not_last_of_its_cluster(assignment[order])]
+        moved = movable[: max(1, min(rank, len(movable) // num_clusters))]
+        assignment[moved], distances[moved] = empty, 0
+    return assignment
 
 
 def _equal_split(num_rows: int, num_clusters: int, generator: torch.Generator) -> Tensor:
