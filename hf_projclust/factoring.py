@@ -176,7 +176,8 @@ def _stored(
         is_whole = len(basis) == dim
         stored = (rows if is_whole else rows @ basis.T).to(table.dtype)  # (n_i, j_i)
         stored_basis = (basis[:0] if is_whole else basis).to(table.dtype)  # (j_i, d)
-        rebuilt = stored if is_whole else stored @ stored_basis  # (n_i, d)
+        kept, kept_basis = stored.to(rows.dtype), stored_basis.to(rows.dtype)
+        rebuilt = kept if is_whole else kept @ kept_basis  # (n_i, d)
         energies.append(float(rows.double().square().sum()))
         residuals.append(float((rows - rebuilt).double().square().sum()))
         coefficients.append(stored.flatten())

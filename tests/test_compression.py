@@ -153,15 +153,24 @@ def test_full_rank_keeps_the_table_exactly() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_recorded_error_and_energy_are_those_of_the_stored_factors(dtype: torch.dtype) -> None:
-    dense = TINY_MODELS["bert"].build().to(dtype)
-    model = compress(dense, num_clusters=3, rank=14, seed=3)  # a small error, to which rounding adds
+def test_recorded_error_is_that_of_the_factors_as_rounded() -> None:
+    dense = TINY_MODELS["bert"].build()
+    dense.get_input_embeddings().weight.copy_(torch.randn(VOCAB_SIZE, 2) @ torch.randn(2, WIDTH))
+    model = compress(dense.to(torch.bfloat16), num_clusters=1, rank=2)  # rounding is all that is lost
+    table = dense.get_input_embeddings().weight.float()
+    error = float((table - reference_table(model.float())).square().sum() / table.square().sum())
+    assert model.config.projclust["solver"]["relative_squared_error"] == pytest.approx(error, rel=1e-2)
+
+
+@torch.no_grad()
+def test_recorded_error_and_energy_are_those_of_the_stored_factors() -> None:
+    dense = TINY_MODELS["bert"].build()
+    model = compress(dense, num_clusters=3, rank=8, seed=3)
     solver = model.config.projclust["solver"]
-    model, table = model.float(), dense.get_input_embeddings().weight.float()
+    table = dense.get_input_embeddings().weight
     error = (table - reference_table(model)).square().sum() / table.square().sum()
-    assert solver["relative_squared_error"] == pytest.approx(float(error), rel=1e-4 if dtype == torch.float32 else 2e-2)
-    assert 0.001 < solver["relative_squared_error"] < 0.9
+    assert solver["relative_squared_error"] == pytest.approx(float(error), rel=1e-4)
+    assert 0.01 < solver["relative_squared_error"] < 0.9
     embedding = model.get_input_embeddings()
     order, start = embedding.rows.long().argsort(), 0
     for size, kept in zip(embedding.layout.cluster_sizes, solver["energy_kept"], strict=True):
@@ -356,6 +365,7 @@ def test_weights_that_are_not_in_memory_are_refused() -> None:
         compress(model, compression=0.4)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT calls it
 def test_adapters_and_quantised_weights_are_refused() -> None:
     from peft import LoraConfig, get_peft_model
 
