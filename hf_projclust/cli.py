@@ -7,6 +7,8 @@ that are whole or absent. Errors are one message on standard error and exit code
 from __future__ import annotations
 
 import contextlib
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -14,6 +16,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,7 +72,7 @@ def compress(
             max_rounds=max_rounds,
             tolerance=tolerance,
         )
-        with new_folder(output) as folder:
+        with new_folder(output, force=force) as folder:
             compressed.save_pretrained(folder)
             copy_companions(model, folder)
         _show_info(output)
@@ -97,7 +100,7 @@ def decompress(
 
         check_output(output, folder, force=force)
         dense = decompress_model(folder)
-        with new_folder(output) as target:
+        with new_folder(output, force=force) as target:
             dense.save_pretrained(target)
             copy_companions(folder, target)
         Console().print(f"Wrote the dense model to {output}", soft_wrap=True)
@@ -115,7 +118,7 @@ def demo(
         from .folders import check_output, new_folder
 
         check_output(output, packaged_minilm(), force=force)
-        with new_folder(output) as folder:
+        with new_folder(output, force=force) as folder:
             rows = run_demo(folder, seed=seed)
         table = Table(
             title=f"all-MiniLM-L6-v2, vocabulary table compressed by 40 %, seed {seed}",
@@ -175,9 +178,11 @@ def _megabytes(size_bytes: int) -> str:
 
 @contextlib.contextmanager
 def _errors_as_messages() -> Iterator[None]:
+    # Ended from outside, a run cleans up as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, SafetensorError) as error:
         Console(stderr=True).print(f"[red]Error:[/red] {_escaped(error)}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error
 

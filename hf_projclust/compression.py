@@ -10,8 +10,10 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .configuration_projclust import FORMAT_VERSION, projclust_config_class
 from .factoring import FactoringOptions, Preset, factor_table
@@ -80,7 +82,9 @@ def compress(
             f"{type(model).__name__} is compressed already; expected a dense model. Compress the dense model that "
             "it was made from, or hf_projclust.decompress() it first."
         )
+    _check_config_class(model.config)
     modules = vocabulary_modules(model)
+    _check_ties(modules)
     factors = factor_table(modules[0].weight.detach(), options)
 
     config_class = projclust_config_class(type(model.config))
@@ -156,6 +160,28 @@ def _own_model(model_or_path: Any) -> Any:
     return model
 
 
+def _check_config_class(config: Any) -> None:
+    """Refuse a configuration that no reader of the JSON would find again."""
+    if config.model_type not in CONFIG_MAPPING or CONFIG_MAPPING[config.model_type] is not type(config):
+        raise ValueError(
+            f"the model's configuration is a {type(config).__name__} of model type {config.model_type!r}; expected one "
+            "that AutoConfig finds by its model type, so that the compressed model can be loaded again. Register it "
+            "with AutoConfig.register(), or use the native class."
+        )
+
+
+def _check_ties(modules: list[Any]) -> None:
+    """Refuse modules that the configuration ties, but whose weights are not those of the table."""
+    table = modules[0].weight
+    for module in modules[1:]:
+        if module.weight is not table and not torch.equal(module.weight, table):
+            raise ValueError(
+                f"the configuration ties a {type(module).__name__} to the vocabulary table, but its weights are "
+                "others; expected equal weights. Keep both by setting model.config.tie_word_embeddings = False, or call "
+                "model.tie_weights() if the module's own are not meant."
+            )
+
+
 def _with_class(config: Any, config_class: Any) -> Any:
     """The same configuration in another class, by the round trip that a save and a load would make."""
     made = config_class.from_dict(config.to_dict(), attn_implementation=config._attn_implementation)
@@ -166,7 +192,20 @@ def _with_class(config: Any, config_class: Any) -> Any:
 def _build(model_class: Any, config: Any, state_dict: dict[str, Tensor], *, like: Any) -> Any:
     """A model of a class from tensors, each copied, with what ``like`` has beyond its weights."""
     state_dict = {key: tensor.detach().clone() for key, tensor in state_dict.items()}
-    model = model_class.from_pretrained(None, config=config, state_dict=state_dict, dtype=like.dtype)
+    model, report = model_class.from_pretrained(
+        None, config=config, state_dict=state_dict, dtype=like.dtype, output_loading_info=True
+    )
+    if left := {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}:
+        raise ValueError(
+            f"{type(like).__name__} does not fit {model_class.__name__}: {left}; expected the modules of the native "
+            "class. Undo what was added or replaced in the model (adapters, quantised layers) first."
+        )
+    requires_grad = {name: parameter.requires_grad for name, parameter in like.named_parameters()}
+    of_table = next(iter(like.get_input_embeddings().parameters())).requires_grad
+    for name, parameter in model.named_parameters():
+        if name in state_dict and parameter.dtype != state_dict[name].dtype:
+            parameter.data = state_dict[name]
+        parameter.requires_grad_(requires_grad.get(name, of_table))
     model.name_or_path = model.config.name_or_path = like.name_or_path
     if model.can_generate():
         model.generation_config = copy.deepcopy(like.generation_config)

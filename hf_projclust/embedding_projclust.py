@@ -39,10 +39,12 @@ class FactoredTable(nn.Module):
     coefficients: nn.Parameter
     bases: nn.Parameter
     rows: Tensor
+    _is_hf_initialized: bool  # Transformers' mark of a module whose weights are filled
 
     def _set_factors(self, layout: FactorLayout, device: torch.device, dtype: torch.dtype) -> None:
         num_coefficients, num_basis_rows = sum(layout.coefficient_counts), sum(layout.basis_ranks)
         self.layout = layout
+        self._is_hf_initialized = False  # a dense weight that was filled before is gone
         self.coefficients = nn.Parameter(torch.empty(num_coefficients, device=device, dtype=dtype))
         self.bases = nn.Parameter(torch.empty(num_basis_rows, layout.dim, device=device, dtype=dtype))
         self.register_buffer(
@@ -208,7 +210,8 @@ class FactoredWeight(torch.Tensor):
     """What ``.weight`` of a factored module gives: shape, dtype and device at no cost, the dense table on use.
 
     Any torch operation on it builds the table from the factors, differentiably. It cannot be changed: an
-    in-place operation raises, since the factors would not follow.
+    in-place operation on it raises, since the factors would not follow. What is taken from it (``.data``,
+    ``.detach()``, a row) is a dense copy, and writing to that changes the copy only.
     """
 
     # Transformers' initialisers pass over tensors with this mark; the factors are initialised by their module.

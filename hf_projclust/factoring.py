@@ -17,6 +17,7 @@ from .configuration_projclust import FactorLayout
 from .solvers import ProjectiveClustering, messi
 from .solvers.ranks import uniform_rank
 
+logger = logging.get_logger(__name__)
 Preset = Literal["messi", "svd"]
 _NUM_CLUSTERS_OF_PRESET = {"messi": 5, "svd": 1}
 
@@ -40,7 +41,7 @@ class FactoringOptions:
 
     def __post_init__(self) -> None:
         """Refuse options that no table could make right, before a model is loaded."""
-        if self.preset not in _NUM_CLUSTERS_OF_PRESET:
+        if not isinstance(self.preset, str) or self.preset not in _NUM_CLUSTERS_OF_PRESET:
             known = ", ".join(repr(name) for name in _NUM_CLUSTERS_OF_PRESET)
             raise ValueError(f"preset={self.preset!r}; expected one of {known}. Check the spelling.")
         if (self.compression is None) == (self.rank is None):
@@ -49,9 +50,14 @@ class FactoringOptions:
                 "of the table to save, such as compression=0.4, or the coordinates to keep of each row, such as "
                 "rank=200."
             )
-        self._check_share("compression", "above 0 and below 1, the share of the table to save. To save 40 %, give 0.4")
-        self._check_count("rank", 1, "Give the coordinates to keep of each row")
-        self._check_count("num_clusters", 1, "Five is a good first choice")
+        if self.compression is not None:
+            self._check_share(
+                "compression", "above 0 and below 1, the share of the table to save. To save 40 %, give 0.4"
+            )
+        if self.rank is not None:
+            self._check_count("rank", 1, "Give the coordinates to keep of each row")
+        if self.num_clusters is not None:
+            self._check_count("num_clusters", 1, "Five is a good first choice")
         self._check_count("seed", 0, "Any such number will do")
         self._check_count("num_starts", 1, "Leave it out for the default")
         self._check_count("max_rounds", 1, "Leave it out for the default")
@@ -66,16 +72,12 @@ class FactoringOptions:
 
     def _check_count(self, name: str, least: int, way_out: str) -> None:
         value = getattr(self, name)
-        if value is None:
-            return
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
             raise ValueError(f"{name}={value!r}; expected a whole number, {least} or more. {way_out}.")
         object.__setattr__(self, name, int(value))
 
     def _check_share(self, name: str, expected: str) -> None:
         value = getattr(self, name)
-        if value is None:
-            return
         if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < 1:
             raise ValueError(f"{name}={value!r}; expected a number {expected}.")
         object.__setattr__(self, name, float(value))
@@ -109,7 +111,7 @@ def factor_table(table: Tensor, options: FactoringOptions) -> Factors:
         table's dtype.
 
     Raises:
-        ValueError: If the table is not finite, or too small for the options.
+        ValueError: If the table is not finite, or too small for the options, or its factors overflow its dtype.
     """
     num_clusters, rank = _fit_to_table(table, options)
     energy = float(torch.linalg.vector_norm(table, dtype=torch.float64)) ** 2
@@ -130,6 +132,17 @@ def factor_table(table: Tensor, options: FactoringOptions) -> Factors:
             on_round=show,
         )
     layout, tensors, energies, residuals = _stored(table, clustering)
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ValueError(
+            f"the factors do not fit in {table.dtype}: some are beyond its largest number. Expected a table whose rows "
+            "have smaller norms; load the model with dtype=torch.float32 or bfloat16."
+        )
+    if layout.num_parameters >= table.numel():
+        logger.warning(
+            "the factors hold %s numbers, and the table %s: nothing is saved. Use a smaller rank, or give compression.",
+            f"{layout.num_parameters:,}",
+            f"{table.numel():,}",
+        )
     record = {
         **asdict(options),
         "rank": rank,

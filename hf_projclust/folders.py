@@ -7,6 +7,7 @@ removes what it has written; one that is killed leaves at most a hidden folder, 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,18 @@ from huggingface_hub import snapshot_download
 
 # Tokenizers and processors are a few kinds of small files at the top; the modules of a sentence-transformers
 # model are numbered folders. Weights, training states and the base model's card stay behind.
-_COMPANION_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*")
+_COMPANION_FILES = (
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.tiktoken",
+    "*.spm",
+    "*.codes",
+    "*.bpe",
+    "*.tokenizer",
+    "LICENSE*",
+)
 _COMPANION_FOLDERS = ("[0-9]_*", "additional_chat_templates")
 _NOT_COMPANIONS = ("config.json", "generation_config.json", "*.index.json", "trainer_state.json", "adapter_*")
 
@@ -32,18 +44,29 @@ def check_output(output: Path, source: str | Path, *, force: bool) -> None:
 
     Raises:
         FileExistsError: If the output is a file, or holds something and ``force`` is off.
+        PermissionError: If the output cannot be made where it is to be.
         ValueError: If replacing the output would delete the source or the current folder.
     """
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(
-            f"output {str(output)!r} is a file; expected a folder that is new or empty. Choose another --output."
-        )
     for kept in (Path(source), Path.cwd()):
         if kept.is_dir() and output.resolve() in (kept.resolve(), *kept.resolve().parents):
             raise ValueError(
                 f"output {str(output)!r} is or holds {str(kept)!r}, which is in use; expected a folder elsewhere, so "
                 "that nothing is lost. Choose another --output."
             )
+    _check_replaceable(output, force=force)
+    parent = next(folder for folder in output.resolve().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK) or output.is_mount():
+        raise PermissionError(
+            f"output {str(output)!r} cannot be made in {str(parent)!r}; expected a folder that may be written to, and "
+            "not a mount point, since the output is put in place by a rename. Choose another --output."
+        )
+
+
+def _check_replaceable(output: Path, *, force: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(
+            f"output {str(output)!r} is a file; expected a folder that is new or empty. Choose another --output."
+        )
     if output.is_dir() and any(output.iterdir()) and not force:
         raise FileExistsError(
             f"output {str(output)!r} holds {sum(1 for _ in output.iterdir())} files or folders; expected a folder "
@@ -52,14 +75,18 @@ def check_output(output: Path, source: str | Path, *, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
+def new_folder(output: Path, *, force: bool = False) -> Iterator[Path]:
     """Give a folder to write into, which becomes ``output`` if the block ends well.
 
     Args:
-        output: The folder to be made; what stands there is replaced at the end, in one step.
+        output: The folder to be made.
+        force: Whether a folder that holds something may be replaced; it is, in one step, at the end.
 
     Yields:
         A hidden folder beside it. On any error or interrupt it is removed and ``output`` is as it was.
+
+    Raises:
+        FileExistsError: If something was put at the output meanwhile, and ``force`` is off.
     """
     output = output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +95,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        _check_replaceable(output, force=force)
         if output.exists():
             output.rename(replaced)
         partial.rename(output)

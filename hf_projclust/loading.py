@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import transformers
@@ -29,17 +30,20 @@ def load_model(path: str | Path) -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: If there is no such folder and the Hub gives no such model.
-        ValueError: If the checkpoint needs code that is not part of Transformers.
+        ValueError: If the checkpoint lacks its vocabulary table, or needs code that is not part of Transformers.
     """
     check_source(path)
     try:
         config = AutoConfig.from_pretrained(path)
-        return model_class(config).from_pretrained(path, config=config, dtype="auto")
-    except (OSError, SafetensorError) as error:
+        found = model_class(config)
+        model, report = found.from_pretrained(path, config=config, dtype="auto", output_loading_info=True)
+    except (OSError, SafetensorError, RuntimeError, UnpicklingError) as error:
         raise FileNotFoundError(
             f"model {str(path)!r} could not be loaded; expected a folder with a config.json and weights, or the id "
             f"of a model on the Hub that can be reached from here. Check the spelling. ({error})"
         ) from error
+    _check_table_was_loaded(model, set(report["missing_keys"]), path)
+    return model
 
 
 def check_source(path: str | Path) -> None:
@@ -70,6 +74,19 @@ def check_source(path: str | Path) -> None:
         )
 
 
+def _check_table_was_loaded(model: PreTrainedModel, missing: set[str], path: str | Path) -> None:
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:  # which is for those to refuse who need one
+        return
+    for name, module in model.named_modules():
+        if module is embedding and f"{name}.weight" in missing:
+            raise ValueError(
+                f"{str(path)!r} has no {name}.weight; expected the vocabulary table among its weights. Without it the "
+                "table would be random: fetch or save the checkpoint again."
+            )
+
+
 def model_class(config: Any) -> Any:
     """The class that a checkpoint was saved with; ``AutoModel`` where it names none.
 
@@ -86,7 +103,7 @@ def model_class(config: Any) -> Any:
         return AutoModel
     name = config.architectures[0]
     found = getattr(modeling_projclust if name.startswith(PREFIX) else transformers, name, None)
-    if found is None:
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise ValueError(
             f"the checkpoint was saved by the class {name}; expected a class of Transformers "
             f"{transformers.__version__}. Upgrade transformers; if the model brings its own code, load it "

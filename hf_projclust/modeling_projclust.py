@@ -76,8 +76,8 @@ class ProjClustModelMixin(_NativeModel):
         """Fill factors that no checkpoint has filled; then initialise the rest as the native class does."""
         std = getattr(self.config.get_text_config(), "initializer_range", None) or 0.02
         for table in factored_tables(self).values():
-            table.init_factors(std)
-            table._is_hf_initialized = True  # type: ignore[assignment]
+            if not table._is_hf_initialized:
+                table.init_factors(std)
         super().initialize_weights()
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
@@ -254,11 +254,18 @@ def _owner(model: Any, key: str) -> nn.Module | None:
 
 def _damage(tables: dict[str, FactoredTable], loading_info: Any) -> str | None:
     """What is wrong with the factors that a checkpoint gave, or None."""
-    keys = {f"{name}.{part}" for name in tables for part in (*FACTOR_NAMES, "rows")}
+    parts = (*FACTOR_NAMES, "rows")
+    keys = {f"{name}.{part}" for name in tables for part in parts}
     if missing := sorted(keys & set(loading_info.missing_keys)):
         return (
             f"the checkpoint has no {', '.join(missing)}; expected every factor of the vocabulary table. Without it "
             "the table would be random: fetch or save the checkpoint again."
+        )
+    if left_over := sorted(key for key in loading_info.unexpected_keys if key.rpartition(".")[2] in parts):
+        return (
+            f"the checkpoint has {', '.join(left_over)}, for which this model has no factored table; expected the "
+            "modules that share the vocabulary table when it was saved. Load it with the tie_word_embeddings that it "
+            "was saved with."
         )
     for key, found, expected in sorted(loading_info.mismatched_keys):
         if key in keys:

@@ -17,6 +17,8 @@ from transformers import (
     BertForMaskedLM,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -125,6 +127,21 @@ TINY_MODELS = {
             scale_embedding=True,
         ),
         ("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head"),
+    ),
+    # an embedding class whose scale is a buffer that is in no file
+    "gemma3": Tiny(
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            intermediate_size=24,
+            max_position_embeddings=40,
+        ),
+        ("model.embed_tokens", "lm_head"),
     ),
 }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_MODELS, VOCAB_SIZE, WIDTH, Tiny, equal_state_dicts, factor_names
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, BertConfig, BertModel, GenerationConfig, GPT2LMHeadModel, ViTConfig, ViTModel
 from transformers.utils import logging
@@ -117,6 +118,24 @@ def test_what_is_not_the_table_is_kept() -> None:
     for name, tensor in dense.state_dict().items():
         if name not in ("transformer.wte.weight", "lm_head.weight"):
             assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_every_weight_keeps_its_own_dtype_and_whether_it_is_trained() -> None:
+    dense = TINY_MODELS["bert"].build()
+    dense.get_input_embeddings().half().requires_grad_(False)
+    dense.bert.encoder.double().requires_grad_(False)
+    dense.tie_weights()
+    model = compress(dense, num_clusters=3, compression=0.4)
+    assert model.get_input_embeddings().coefficients.dtype == torch.float16
+    assert torch.equal(model.bert.encoder.layer[0].output.dense.weight, dense.bert.encoder.layer[0].output.dense.weight)
+    for one in (model, decompress(model)):
+        assert not one.get_input_embeddings().weight.requires_grad
+        for name, parameter in one.named_parameters():
+            if name in dict(dense.named_parameters()):
+                assert (parameter.dtype, parameter.requires_grad) == (
+                    dense.get_parameter(name).dtype,
+                    dense.get_parameter(name).requires_grad,
+                )
 
 
 def test_labels_of_a_classifier_are_kept() -> None:
@@ -292,6 +311,9 @@ BAD_OPTIONS = [
     ({"compression": 0.4, "num_clusters": 90}, "leaves 931 numbers", "at least 1,537", "use compression <= 0.0"),
     ({"compression": 0.4, "preset": "kmeans"}, "preset='kmeans'", "'messi', 'svd'", "Check the spelling"),
     ({"compression": 0.4, "preset": "svd", "num_clusters": 5}, "num_clusters=5", "expected 1", "preset='messi'"),
+    ({"rank": 4, "preset": ["svd"]}, "preset=['svd']", "'messi', 'svd'", "Check the spelling"),
+    ({"rank": 4, "num_starts": None}, "num_starts=None", "expected a whole number", "Leave it out"),
+    ({"rank": 4, "tolerance": None}, "tolerance=None", "expected a number", "Leave it out"),
     ({"rank": 4, "seed": -1}, "seed=-1", "0 or more", "Any such"),
     ({"rank": 4, "num_starts": 0}, "num_starts=0", "1 or more", "Leave it out"),
     ({"rank": 4, "max_rounds": 0}, "max_rounds=0", "1 or more", "Leave it out"),
@@ -312,6 +334,21 @@ def test_a_table_that_is_not_finite_is_refused_by_its_first_bad_token(bad: float
     dense.get_input_embeddings().weight.data[[71, 30], 3] = bad
     with pytest.raises(ValueError, match=r"2 of 97 rows, the first at token id 30; expected finite.*Repair"):
         compress(dense, num_clusters=3, compression=0.4)
+
+
+def test_factors_that_overflow_the_dtype_are_refused() -> None:
+    dense = TINY_MODELS["roberta"].build().half()
+    dense.get_input_embeddings().weight.data.fill_(3e4)
+    with pytest.raises(ValueError, match=r"do not fit in torch.float16.*Expected.*load the model with"):
+        compress(dense, num_clusters=1, rank=2)
+
+
+def test_a_rank_that_saves_nothing_is_warned_of(upstream_log) -> None:
+    dense = TINY_MODELS["bert"].build()
+    compress(dense, num_clusters=5, rank=8)
+    assert "nothing is saved" not in upstream_log.text
+    compress(dense, num_clusters=5, rank=15)
+    assert "the factors hold 2,655 numbers, and the table 1,552: nothing is saved. Use" in upstream_log.text
 
 
 def test_a_compressed_model_is_not_compressed_again(tmp_path: Path) -> None:
@@ -363,6 +400,42 @@ def test_weights_that_are_not_in_memory_are_refused() -> None:
         model = GPT2LMHeadModel(TINY_MODELS["gpt2"].config)
     with pytest.raises(ValueError, match="not in memory.*expected all of them.*without a device_map"):
         compress(model, compression=0.4)
+
+
+def test_a_head_that_is_tied_in_name_only_is_refused_not_dropped() -> None:
+    dense = TINY_MODELS["gpt2"].build()
+    dense.lm_head.weight = nn.Parameter(torch.randn(VOCAB_SIZE, WIDTH))
+    with pytest.raises(ValueError, match="ties a Linear to the vocabulary table.*expected equal.*tie_word_embeddings"):
+        compress(dense, compression=0.4)
+    dense.config.tie_word_embeddings = False
+    model = compress(dense, num_clusters=3, rank=WIDTH)
+    assert torch.equal(model.lm_head.weight, dense.lm_head.weight)
+
+
+def test_a_model_with_modules_of_its_own_is_refused_not_filled_at_random() -> None:
+    dense = TINY_MODELS["distilbert"].build()
+    dense.classifier = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2))
+    with pytest.raises(ValueError, match="does not fit .*classifier.1.weight.*expected the modules of the native"):
+        compress(dense, compression=0.4)
+
+
+def test_a_configuration_that_could_not_be_found_again_is_refused() -> None:
+    class MyConfig(BertConfig):
+        model_type = "mybert"
+
+    fields = TINY_MODELS["bert"].config.to_diff_dict()
+    del fields["model_type"]
+    with pytest.raises(ValueError, match="MyConfig of model type 'mybert'; expected one that AutoConfig.*Register"):
+        compress(BertModel(MyConfig(**fields)), compression=0.4)
+
+
+def test_a_checkpoint_without_its_table_is_refused(tmp_path: Path) -> None:
+    TINY_MODELS["roberta"].build().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["embeddings.word_embeddings.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="has no embeddings.word_embeddings.weight; expected.*fetch"):
+        compress(tmp_path, compression=0.4)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT calls it

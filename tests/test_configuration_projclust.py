@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY_MODELS, run_python
 from transformers import AutoConfig, BertConfig, BertModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -181,3 +182,11 @@ def test_layout_counts_by_hand() -> None:
     assert layout.coefficient_counts == [10, 12, 0]
     assert layout.basis_ranks == [2, 0, 0]
     assert layout.num_parameters == 10 + 12 + 2 * 4
+
+
+def test_a_native_class_named_directly_warns_and_fills_the_table_at_random(folder: Path, upstream_log) -> None:
+    """README says so; Transformers gives a plugin no way to refuse here."""
+    model = BertModel.from_pretrained(folder)
+    assert isinstance(model.get_input_embeddings().weight, torch.nn.Parameter)
+    assert "model of type `projclust` to instantiate a model of type `bert`" in upstream_log.text
+    assert "word_embeddings.weight" in upstream_log.text

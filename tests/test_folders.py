@@ -45,7 +45,7 @@ def test_a_folder_that_is_replaced_holds_only_the_new(tmp_path: Path) -> None:
     output = tmp_path / "output"
     output.mkdir()
     (output / "old").write_text("gone")
-    with new_folder(output) as folder:
+    with new_folder(output, force=True) as folder:
         (folder / "new").write_text("1")
     assert [path.name for path in output.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [output]
@@ -71,9 +71,36 @@ def test_outputs_that_would_lose_something_are_refused(tmp_path: Path) -> None:
         check_output(full / "file", source, force=True)
 
 
+def test_what_was_put_there_meanwhile_is_kept(tmp_path: Path) -> None:
+    def write() -> None:
+        with new_folder(tmp_path / "output"):
+            (tmp_path / "output").mkdir()
+            (tmp_path / "output/theirs").write_text("kept")
+
+    with pytest.raises(FileExistsError, match="holds 1 files"):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+    assert (tmp_path / "output/theirs").read_text() == "kept"
+
+
+def test_a_parent_that_is_a_file_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(PermissionError, match="cannot be made in .*expected a folder that may be written to.*Choose"):
+        check_output(tmp_path / "file" / "output", "org/model", force=False)
+
+
 def test_companions_go_along_and_nothing_else(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
-    companions = ["tokenizer.json", "vocab.txt", "spiece.model", "chat_template.jinja", "LICENSE", "modules.json"]
+    companions = [
+        "tokenizer.json",
+        "vocab.txt",
+        "spiece.model",
+        "chat_template.jinja",
+        "source.spm",
+        "bpe.codes",
+        "LICENSE",
+        "modules.json",
+    ]
     companions += ["preprocessor_config.json", "1_Pooling/config.json", "2_Dense/model.safetensors"]
     others = [
         "model.safetensors",

@@ -1,5 +1,6 @@
 """Loading and saving compressed models: every stock way round, and damaged checkpoints."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -149,24 +150,28 @@ def _conversions() -> list[str]:
     return [name for name in conversion_mapping._checkpoint_conversion_mapping_cache if not name.startswith("Proj")]
 
 
-def test_native_initialisers_never_see_a_factored_table(model, monkeypatch: pytest.MonkeyPatch) -> None:
-    native, seen = transformers.BertPreTrainedModel._init_weights, []
-    monkeypatch.setattr(
-        transformers.BertPreTrainedModel,
-        "_init_weights",
-        lambda self, module: (seen.append(type(module)), native(self, module)),
-    )
-    type(model)(model.config)
-    assert any(issubclass(kind, torch.nn.Linear) for kind in seen)
-    assert not any(issubclass(kind, FactoredTable) for kind in seen)
-
-
 def test_a_head_with_its_own_bias_starts_like_a_native_one() -> None:
     distilbert = TINY_MODELS["distilbert"]
     config = compress(distilbert.build(), num_clusters=3, compression=0.4).config
     fresh = AutoModelForMaskedLM.from_config(config)
     assert isinstance(fresh.vocab_projector, FactoredTable)
     assert torch.count_nonzero(fresh.vocab_projector.bias) == 0
+
+
+def test_initialising_again_keeps_what_was_loaded() -> None:
+    model = compress(TINY_MODELS["bert"].build(), num_clusters=3, compression=0.4)
+    copied = copy.deepcopy(model)
+    copied.init_weights()
+    assert equal_state_dicts(model, copied)
+
+
+def test_factors_without_a_place_in_the_model_are_refused(model, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    damaged(tmp_path, lambda t: t.update({"cls.predictions.decoder.coefficients": torch.zeros(3)}))
+    with pytest.raises(
+        ProjClustCheckpointError, match="decoder.coefficients, for which .* no factored table; expected"
+    ):
+        AutoModelForMaskedLM.from_pretrained(tmp_path, tie_word_embeddings=False)
 
 
 def test_tensor_parallel_plan_leaves_the_factors_out() -> None:
