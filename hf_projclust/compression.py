@@ -177,7 +177,7 @@ def _check_ties(modules: list[Any]) -> None:
         if module.weight is not table and not torch.equal(module.weight, table):
             raise ValueError(
                 f"the configuration ties a {type(module).__name__} to the vocabulary table, but its weights are "
-                "others; expected equal weights. Keep both by setting model.config.tie_word_embeddings = False, or call "
+                "others; expected equal weights. Keep both with model.config.tie_word_embeddings = False, or call "
                 "model.tie_weights() if the module's own are not meant."
             )
 
