@@ -200,6 +200,13 @@ def test_recorded_error_and_energy_are_those_of_the_stored_factors() -> None:
         start += size
 
 
+def test_how_it_was_compressed_is_recorded() -> None:
+    dense = TINY_MODELS["bert"].build()
+    solver = compress(dense, preset="svd", compression=0.4, seed=7).config.projclust["solver"]
+    given = {"preset": "svd", "num_clusters": 1, "compression": 0.4, "rank": 8, "seed": 7}
+    assert {key: solver[key] for key in given} == given
+
+
 def test_same_seed_same_model_and_another_seed_another() -> None:
     dense = TINY_MODELS["bert"].build()
     first, again, other = (compress(dense, num_clusters=3, compression=0.5, seed=seed) for seed in (1, 1, 2))

@@ -115,6 +115,11 @@ def test_a_generic_head_takes_a_factored_body(tmp_path: Path) -> None:
     assert equal_state_dicts(classifier, again)
 
 
+def test_made_classes_count_as_native_ones(model) -> None:
+    """Transformers initialises and converts what it takes for custom code by other rules."""
+    assert not type(model).is_custom_code()
+
+
 def test_checkpoint_conversions_hold_as_in_the_native_class(tmp_path: Path) -> None:
     """A Mixtral file has one tensor an expert, which the classifier must merge again."""
     config = MixtralConfig(
