@@ -125,7 +125,8 @@ def decompress(model_or_path: PreTrainedModel | str | Path) -> Any:
     tables = factored_tables(model)
     names_of_factors = {f"{name}.{part}" for name in tables for part in ("coefficients", "bases", "rows")}
     state_dict = {key: tensor for key, tensor in model.state_dict().items() if key not in names_of_factors}
-    dense = model.get_input_embeddings().dense_weight().detach()
+    embedding: Any = model.get_input_embeddings()
+    dense = embedding.dense_weight().detach()
     state_dict |= {f"{name}.weight": dense for name in tables}
     config_class: Any = type(model.config)
     config = _with_class(model.config, config_class.native_class)
