@@ -7,52 +7,96 @@ is factored is decided in ``factoring`` and ``solvers``; files are written elsew
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
 
 from .configuration_projclust import FORMAT_VERSION, projclust_config_class
-from .factoring import FactoringOptions, Preset, factor_table
-from .loading import load_model
+from .factoring import factor_table
+from .loading import load_model, load_model_without_table, load_tokenizer
 from .modeling_projclust import (
     ProjClustModelMixin,
     factored_tables,
     projclust_model_class,
     vocabulary_modules,
 )
+from .options import FactoringOptions, Preset, Resources, TokenCounts
+from .solvers import Table
+
+logger = logging.get_logger(__name__)
 
 
 def compress(
     model_or_path: PreTrainedModel | str | Path,
     *,
-    preset: Preset = "messi",
-    num_clusters: int | None = None,
+    preset: Preset = "adaptive",
+    num_clusters: int | Literal["auto"] | None = None,
     compression: float | None = None,
     rank: int | None = None,
+    adaptive_ranks: bool | None = None,
+    p: float | None = None,
+    token_counts: TokenCounts | None = None,
+    count_exponent: float = 0.4,
+    norm_exponent: float | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
-    num_starts: int = 4,
+    num_starts: int = 2,
     max_rounds: int = 100,
-    tolerance: float = 1e-5,
+    tolerance: float = 3e-4,
+    device: str | torch.device | None = None,
+    memory_limit: int | str | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Any:
     """Factor the vocabulary table of a model by projective clustering.
 
     The input embedding, and every module tied to it, is factored; an untied head stays dense. The result keeps
     the task head, dtype, device, generation config and ``name_or_path`` of the input.
 
+    A preset names a combination of the options that are None by default; each may be given instead.
+
+    ========  ============  ==============  ===  ============  =============
+    preset    num_clusters  adaptive_ranks  p    token_counts  norm_exponent
+    ========  ============  ==============  ===  ============  =============
+    adaptive  "auto"        yes             2    "tokenizer"   1
+    messi     5             no              2    "uniform"     0
+    svd       1             no              2    "uniform"     0
+    robust    1             no              1    "uniform"     0
+    ========  ============  ==============  ===  ============  =============
+
     Args:
         model_or_path: A dense model, which is left untouched, or a folder or Hub id to load one from.
-        preset: "messi", k subspaces of one rank (arXiv 2010.04290), or "svd", which is one subspace.
-        num_clusters: Number of subspaces, k, 1 to the number of tokens. By default 5 for "messi".
+        preset: "adaptive"; "messi" (arXiv 2010.04290); "svd"; or "robust" (arXiv 2009.05647).
+        num_clusters: Number of subspaces, k, 1 to the number of tokens. "auto" takes, of 1, 2, 4, 8, ..., the number
+            of the least weighted error at equal stored size after a few rounds.
         compression: Share of the table's numbers to save, between 0 and 1. Give this or ``rank``.
         rank: Coordinates that each row keeps, j, 1 to the width of the table. Give this or ``compression``.
+        adaptive_ranks: Whether each cluster gets a rank of its own under one budget; not with ``rank``.
+        p: Power of the distance that is summed, 1 (outlying rows count least) to 2 (least squares). Below 2 the
+            coordinates of a row are those of the least entrywise l_p error, and one subspace starts from Lewis weights.
+        token_counts: How often tokens are used: a tensor of one number a token, or one or more sources, which are
+            "uniform"; "tokenizer", a guess from the vocabulary's scores or order; "words:en,zh", word frequencies of
+            languages; "dataset:NAME" or "dataset:NAME,CONFIG"; "prompt:TEXT", which stands in front of every text; or
+            a text file or a folder of them. "0.3*" in front of a source weighs it. The default "tokenizer" gives way
+            to "uniform", with a warning, where no tokenizer is found.
+        count_exponent: Power of the use of a token in the weight of its row; 0 lets all tokens count alike.
+        norm_exponent: The squared error of a row counts by its norm to the power of minus this: 0 for absolute
+            errors, 2 for relative ones.
+        tokenizer: The model's tokenizer; by default that of ``model_or_path``, or of the model's ``name_or_path``.
         seed: Seed of the random starts. Equal arguments on one machine give equal results.
-        num_starts: Random starts that race; the best one is finished.
-        max_rounds: Rounds of clustering, at most.
-        tolerance: Stop when a round lowers the error by a smaller share than this.
+        num_starts: Starts that race, one by norm and others at random rows; the best one is finished.
+        max_rounds: Rounds of clustering of a start, at most.
+        tolerance: Stop when several rounds in a row lower the error by a smaller share than this.
+        device: Where to compute; by default where the model is.
+        memory_limit: Bytes, or a size such as "1GB", that the clustering may take beyond the result. With a path the
+            table then stays in its safetensors files and is read in blocks.
+        checkpoint: Folder in which the clustering is saved after each round; a run that was interrupted goes on from
+            it. It is kept when the run is done: delete it then.
 
     Returns:
         A ``PreTrainedModel`` of the compressed counterpart of the input's class, such as ``ProjClustBertModel``.
@@ -63,20 +107,30 @@ def compress(
         FileNotFoundError: If the path is neither a folder nor a model on the Hub.
 
     Example:
-        model = compress("distilbert/distilbert-base-uncased", num_clusters=5, compression=0.4)
-        model.save_pretrained("distilbert-pc-k5")
+        model = compress("distilbert/distilbert-base-uncased", compression=0.6, token_counts="words:en")
+        model.save_pretrained("distilbert-pc60")
     """
     options = FactoringOptions(
         preset=preset,
         num_clusters=num_clusters,
         compression=compression,
         rank=rank,
+        adaptive_ranks=adaptive_ranks,
+        p=p,
+        token_counts=token_counts,
+        count_exponent=count_exponent,
+        norm_exponent=norm_exponent,
         seed=seed,
         num_starts=num_starts,
         max_rounds=max_rounds,
         tolerance=tolerance,
     )
-    model = _own_model(model_or_path)
+    resources = Resources(device=device, memory_limit=memory_limit, checkpoint=checkpoint)
+    table: Table | None = None
+    if memory_limit is not None and isinstance(model_or_path, str | Path):
+        model, table = load_model_without_table(model_or_path)
+    else:
+        model = _own_model(model_or_path)
     if isinstance(model, ProjClustModelMixin):
         raise ValueError(
             f"{type(model).__name__} is compressed already; expected a dense model. Compress the dense model that "
@@ -85,7 +139,16 @@ def compress(
     _check_config_class(model.config)
     modules = vocabulary_modules(model)
     _check_ties(modules)
-    factors = factor_table(modules[0].weight.detach(), options)
+    if tokenizer is None and not options.needs_no_tokenizer:
+        tokenizer = load_tokenizer(model.name_or_path)
+        if tokenizer is None and token_counts is None:
+            logger.warning(
+                "no tokenizer is found for %r, so that all tokens count alike; frequent ones would lose less if one is "
+                "known. Pass tokenizer=..., or token_counts='uniform' if this is meant.",
+                model.name_or_path or type(model).__name__,
+            )
+            options = replace(options, token_counts="uniform")
+    factors = factor_table(modules[0].weight.detach() if table is None else table, options, resources, tokenizer)
 
     config_class = projclust_config_class(type(model.config))
     config = _with_class(model.config, config_class)
@@ -97,7 +160,7 @@ def compress(
     named_modules = list(model.named_modules(remove_duplicate=False))
     replaced = {f"{name}.weight" for name, module in named_modules if module in modules}
     embedding_name = next(name for name, module in named_modules if module is modules[0])
-    state_dict = {key: tensor for key, tensor in model.state_dict().items() if key not in replaced}
+    state_dict = {key: tensor.clone() for key, tensor in model.state_dict().items() if key not in replaced}
     state_dict |= {f"{embedding_name}.{part}": tensor for part, tensor in factors.tensors.items()}
     return _build(projclust_model_class(type(model), config_class), config, state_dict, like=model)
 
@@ -124,7 +187,7 @@ def decompress(model_or_path: PreTrainedModel | str | Path) -> Any:
         )
     tables = factored_tables(model)
     names_of_factors = {f"{name}.{part}" for name in tables for part in ("coefficients", "bases", "rows")}
-    state_dict = {key: tensor for key, tensor in model.state_dict().items() if key not in names_of_factors}
+    state_dict = {key: tensor.clone() for key, tensor in model.state_dict().items() if key not in names_of_factors}
     embedding: Any = model.get_input_embeddings()
     dense = embedding.dense_weight().detach()
     state_dict |= {f"{name}.weight": dense for name in tables}
@@ -191,8 +254,7 @@ def _with_class(config: Any, config_class: Any) -> Any:
 
 
 def _build(model_class: Any, config: Any, state_dict: dict[str, Tensor], *, like: Any) -> Any:
-    """A model of a class from tensors, each copied, with what ``like`` has beyond its weights."""
-    state_dict = {key: tensor.detach().clone() for key, tensor in state_dict.items()}
+    """A model of a class from tensors, which become its own, with what ``like`` has beyond its weights."""
     model, report = model_class.from_pretrained(
         None, config=config, state_dict=state_dict, dtype=like.dtype, output_loading_info=True
     )
@@ -210,4 +272,5 @@ def _build(model_class: Any, config: Any, state_dict: dict[str, Tensor], *, like
     model.name_or_path = model.config.name_or_path = like.name_or_path
     if model.can_generate():
         model.generation_config = copy.deepcopy(like.generation_config)
-    return model.to(like.device).train(like.training)
+    device = next((parameter.device for parameter in like.parameters() if not parameter.is_meta), model.device)
+    return model.to(device).train(like.training)

@@ -16,9 +16,9 @@ from transformers import AutoModel, AutoTokenizer
 from .compression import compress
 from .evaluation.fidelity import bundled_sentences, embed_sentences, mean_cosine
 from .evaluation.plots import plot_clusters
-from .factoring import Preset
 from .folders import copy_companions
 from .loading import load_model
+from .options import Preset
 from .sizes import Sizes, measure
 
 COMPRESSION = 0.4

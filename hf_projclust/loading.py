@@ -5,18 +5,24 @@
 
 from __future__ import annotations
 
+import tempfile
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 import transformers
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import modeling_projclust
 from .configuration_projclust import PREFIX
+from .modeling_projclust import vocabulary_modules
+from .tables import TableFile, find_table
 
 
 def load_model(path: str | Path) -> PreTrainedModel:
@@ -44,6 +50,56 @@ def load_model(path: str | Path) -> PreTrainedModel:
         ) from error
     _check_table_was_loaded(model, set(report["missing_keys"]), path)
     return model
+
+
+def load_model_without_table(path: str | Path) -> tuple[PreTrainedModel, TableFile]:
+    """Load a model whose vocabulary table stays in its file.
+
+    Args:
+        path: A folder, or a model id on the Hub, with safetensors files.
+
+    Returns:
+        The model, on the CPU but for its table, which is on the meta device; and the table.
+
+    Raises:
+        FileNotFoundError: If there is no such folder and the Hub gives no such model.
+        ValueError: If the table is not found in the files, or the model needs code that is not part of Transformers.
+    """
+    check_source(path)
+    folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(str(path)))
+    config = AutoConfig.from_pretrained(folder)
+    found = model_class(config)
+    with torch.device("meta"):
+        skeleton = found.from_config(config) if found is AutoModel else found(config)
+    tables = vocabulary_modules(skeleton)
+    places, names = {}, []
+    for module_name, module in skeleton.named_modules(remove_duplicate=False):
+        for name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            is_table = any(module is table for table in tables) and name == "weight"
+            full_name = f"{module_name}.{name}".removeprefix(".")
+            places[full_name] = "disk" if is_table else "cpu"
+            names += [full_name] if is_table else []
+    table = find_table(folder, names, tables[0].weight.shape[0])
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as unused:
+        warnings.filterwarnings("ignore", "The following device_map keys do not match")
+        model = found.from_pretrained(folder, config=config, dtype="auto", device_map=places, offload_folder=unused)
+    model.name_or_path = model.config.name_or_path = str(path)
+    return model, table
+
+
+def load_tokenizer(name_or_path: str | Path | None) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of a model, where it is at hand.
+
+    Args:
+        name_or_path: A folder, a model id on the Hub, or nothing.
+
+    Returns:
+        The tokenizer; None where there is none, or none that Transformers can read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path) if name_or_path else None
+    except (OSError, ValueError, KeyError, ImportError):
+        return None
 
 
 def check_source(path: str | Path) -> None:

@@ -1,5 +1,19 @@
 """Solvers: a table in, an assignment of rows to subspaces out. Pure tensors, no Transformers."""
 
-from .projective import ProjectiveClustering, messi, svd
+from .checkpoints import Checkpoint
+from .projective import ProjectiveClustering, cluster
+from .ranks import RankRule, adaptive_ranks, equal_ranks
+from .robust import lp_coefficients
+from .rows import Rows, Table
 
-__all__ = ["ProjectiveClustering", "messi", "svd"]
+__all__ = [
+    "Checkpoint",
+    "ProjectiveClustering",
+    "RankRule",
+    "Rows",
+    "Table",
+    "adaptive_ranks",
+    "cluster",
+    "equal_ranks",
+    "lp_coefficients",
+]

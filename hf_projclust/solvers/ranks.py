@@ -1,10 +1,69 @@
-"""Ranks from a budget: how many coordinates a row may have so that the factors are small enough.
+"""Ranks from a budget: how many coordinates the rows of each cluster may have so that the factors are small enough.
 
-A factored table of n rows and width d stores j_i (n_i + d) numbers for each cluster i. Here all clusters share
-one rank; ranks that differ by cluster are not chosen here.
+A factored table of width d stores j_i (n_i + d) numbers for a cluster of n_i rows and rank j_i, and n_i d for
+one of rank d, whose rows are kept as they are. A rule turns the spectra and sizes of clusters into ranks and the
+price of one stored number: what a row pays for every coordinate that a cluster would give it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+RankRule = Callable[[Tensor, list[int]], tuple[list[int], float]]
+_BISECTIONS = 60
+
+
+def equal_ranks(rank: int) -> RankRule:
+    """One rank for all clusters, at no price.
+
+    Args:
+        rank: The rank, 0 to dim.
+
+    Returns:
+        A rule.
+    """
+    return lambda residuals, sizes: ([rank] * len(sizes), 0.0)
+
+
+def adaptive_ranks(budget: int) -> RankRule:
+    """A rank for each cluster, so that all together leave the least energy that the budget allows.
+
+    Each cluster takes the rank of the least residual + price * stored numbers; the price is found by bisection,
+    and what is then left of the budget goes to the clusters that gain most by it.
+
+    Args:
+        budget: Numbers that may be stored in all.
+
+    Returns:
+        A rule. The numbers that its ranks store are never above the budget.
+    """
+
+    def choose(residuals: Tensor, sizes: list[int]) -> tuple[list[int], float]:
+        stored = stored_numbers(sizes, residuals.shape[1] - 1).to(residuals)  # (k, dim + 1)
+        price = _least_price(residuals, stored, budget)
+        ranks = (residuals + price * stored).argmin(dim=1)
+        return _spend_the_rest(residuals, stored, ranks, budget).tolist(), price
+
+    return choose
+
+
+def stored_numbers(sizes: list[int], dim: int) -> Tensor:
+    """Numbers that clusters store at each rank 0 to dim.
+
+    Args:
+        sizes: Rows of each cluster, k numbers.
+        dim: Width of the table, d.
+
+    Returns:
+        Shape (k, dim + 1), int64.
+    """
+    rows = torch.tensor(sizes).unsqueeze(1)
+    stored = torch.arange(dim + 1) * (rows + dim)
+    stored[:, dim] = rows[:, 0] * dim
+    return stored * (rows > 0)
 
 
 def uniform_rank(num_rows: int, dim: int, num_clusters: int, compression: float) -> int:
@@ -22,7 +81,7 @@ def uniform_rank(num_rows: int, dim: int, num_clusters: int, compression: float)
     Raises:
         ValueError: If not even one coordinate a row fits.
     """
-    budget = int((1 - compression) * num_rows * dim)
+    budget = number_budget(num_rows, dim, compression)
     cost_of_one = num_rows + num_clusters * dim
     rank = min(budget // cost_of_one, dim)
     if rank < 1:
@@ -38,3 +97,39 @@ def uniform_rank(num_rows: int, dim: int, num_clusters: int, compression: float)
             f"{num_clusters} clusters: {way_out}."
         )
     return rank
+
+
+def number_budget(num_rows: int, dim: int, compression: float) -> int:
+    """Numbers that a table of n rows and width d may store when a share of them is saved."""
+    return int((1 - compression) * num_rows * dim)
+
+
+def _least_price(residuals: Tensor, stored: Tensor, budget: int) -> float:
+    """The least price at which what the clusters take fits the budget, found on a logarithmic scale."""
+    energy = float(residuals[:, 0].sum())
+    if energy <= 0:
+        return 0.0
+    low, high = energy * 1e-18, energy  # at a price of all its energy a cluster takes rank 0
+    for _ in range(_BISECTIONS):
+        middle = (low * high) ** 0.5
+        taken = (residuals + middle * stored).argmin(dim=1, keepdim=True)
+        if int(stored.gather(1, taken).sum()) <= budget:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _spend_the_rest(residuals: Tensor, stored: Tensor, ranks: Tensor, budget: int) -> Tensor:
+    """Raise ranks, the one that gains most a stored number first, until none fits the budget any more."""
+    ranks = ranks.clone()
+    while True:
+        now = ranks.unsqueeze(1)
+        more = stored - stored.gather(1, now)  # (k, dim + 1)
+        gain = residuals.gather(1, now) - residuals
+        left = budget - int(stored.gather(1, now).sum())
+        rate = torch.where((more > 0) & (more <= left), gain / more.clamp(min=1), 0)
+        best = int(rate.argmax())
+        if float(rate.flatten()[best]) <= 0:
+            return ranks
+        ranks[best // rate.shape[1]] = best % rate.shape[1]

@@ -1,8 +1,9 @@
-"""One subspace: the best one for given rows, and how far rows lie from it.
+"""Subspaces of clusters: the best ones for given sums, and how far rows lie from them.
 
 The best linear subspace of rank j for rows A (n, d) is spanned by the top j eigenvectors of the Gram matrix
-A^T A (d, d), and what it leaves is the sum of the other eigenvalues. So a fit costs one product and one
-eigendecomposition of size d, whatever n is. How rows are clustered is not decided here.
+A^T A (d, d), and what it leaves is the sum of the other eigenvalues. So a fit needs no rows, only their sum of
+outer products, and costs one eigendecomposition of size d, whatever n is. How rows are clustered, and which
+rank each cluster gets, is not decided here.
 """
 
 from __future__ import annotations
@@ -14,52 +15,57 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Subspace:
-    """A linear subspace and its orthogonal complement.
+class Spectrum:
+    """The eigenvectors of the Gram matrices of k clusters, by falling eigenvalue.
 
     Attributes:
-        basis: Orthonormal rows that span the subspace, shape (rank, dim).
-        complement: Orthonormal rows that span the rest, shape (dim - rank, dim).
-        residual: Squared distance of the fitted rows from the subspace, summed over the rows.
+        eigenvalues: Energy along each eigenvector, never negative, shape (k, dim), float64.
+        vectors: Orthonormal rows, shape (k, dim, dim), in the dtype that distances are computed in.
     """
 
-    basis: Tensor
-    complement: Tensor
-    residual: float
+    eigenvalues: Tensor
+    vectors: Tensor
+
+    def residuals(self) -> Tensor:
+        """Energy that each cluster leaves at each rank 0 to dim, shape (k, dim + 1), float64."""
+        left = self.eigenvalues.flip(1).cumsum(1).flip(1)  # (k, dim)
+        return torch.cat([left, left.new_zeros(len(left), 1)], dim=1)
 
 
-def fit_subspace(rows: Tensor, rank: int) -> Subspace:
-    """Find the linear subspace of given rank with the least sum of squared distances from the rows.
+def spectrum(grams: Tensor, dtype: torch.dtype) -> Spectrum:
+    """Decompose Gram matrices.
 
     Args:
-        rows: Shape (n, dim), floating point; n may be smaller than the rank, and 0.
-        rank: Dimension of the subspace, 0 to dim.
+        grams: Sums of outer products of rows, shape (k, dim, dim), float64.
+        dtype: Dtype of the eigenvectors.
 
     Returns:
-        The subspace, in the dtype of the rows.
+        Eigenvalues and eigenvectors of each.
     """
-    gram = (rows.T @ rows).double()  # (n, dim) -> (dim, dim)
-    eigenvalues, eigenvectors = torch.linalg.eigh(gram)  # ascending
-    num_left = gram.shape[0] - rank
-    vectors = eigenvectors.T.to(rows.dtype)
-    return Subspace(
-        basis=vectors[num_left:].flip(0).contiguous(),
-        complement=vectors[:num_left].contiguous(),
-        residual=float(eigenvalues[:num_left].clamp(min=0).sum()),
+    decomposed = [torch.linalg.eigh(gram) for gram in grams]  # ascending
+    return Spectrum(
+        eigenvalues=torch.stack([values.flip(0).clamp(min=0) for values, _ in decomposed]),
+        vectors=torch.stack([vectors.T.flip(0) for _, vectors in decomposed]).to(dtype),
     )
 
 
-def squared_distances(rows: Tensor, squared_norms: Tensor, subspace: Subspace) -> Tensor:
-    """Squared distance of each row from a subspace, by whichever of basis and complement is smaller.
+def squared_distances(rows: Tensor, vectors: Tensor, ranks: list[int]) -> Tensor:
+    """Squared distance of each row from each subspace, by whichever of basis and complement is smaller.
 
     Args:
         rows: Shape (n, dim).
-        squared_norms: Squared norm of each row, shape (n,).
-        subspace: The subspace.
+        vectors: Orthonormal rows, of which the first ``rank`` span the subspace, shape (k, dim, dim).
+        ranks: Dimension of each subspace, k numbers from 0 to dim.
 
     Returns:
-        Squared distances, shape (n,), never negative.
+        Squared distances, shape (n, k), never negative.
     """
-    if len(subspace.complement) <= len(subspace.basis):
-        return (rows @ subspace.complement.T).square().sum(dim=1)
-    return (squared_norms - (rows @ subspace.basis.T).square().sum(dim=1)).clamp(min=0)
+    dim = rows.shape[1]
+    squared_norms = rows.square().sum(dim=1)  # (n,)
+    found = []
+    for orthonormal, rank in zip(vectors, ranks, strict=True):
+        if dim - rank <= rank:
+            found.append((rows @ orthonormal[rank:].T).square().sum(dim=1))
+        else:
+            found.append((squared_norms - (rows @ orthonormal[:rank].T).square().sum(dim=1)).clamp(min=0))
+    return torch.stack(found, dim=1)

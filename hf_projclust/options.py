@@ -1,0 +1,211 @@
+"""How to factor a table: the options, the presets that name combinations of them, and their checks.
+
+What an option means stands with ``hf_projclust.compress``. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import convert_file_size_to_int
+from torch import Tensor
+
+from .token_counts import check_sources, describe_sources
+
+Preset = Literal["adaptive", "messi", "svd", "robust"]
+TokenCounts = str | Sequence[str] | Tensor
+
+_PLAIN = {"adaptive_ranks": False, "p": 2.0, "token_counts": "uniform", "norm_exponent": 0.0}
+PRESETS: dict[str, dict[str, Any]] = {
+    "adaptive": {
+        "num_clusters": "auto",
+        "adaptive_ranks": True,
+        "p": 2.0,
+        "token_counts": "tokenizer",
+        "norm_exponent": 1.0,
+    },
+    "messi": {**_PLAIN, "num_clusters": 5},
+    "svd": {**_PLAIN, "num_clusters": 1},
+    "robust": {**_PLAIN, "num_clusters": 1, "p": 1.0},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactoringOptions:
+    """How to factor a table; an option that is None gets the value of the preset.
+
+    Raises:
+        ValueError: If an option is out of the range that any table could need.
+    """
+
+    preset: str
+    num_clusters: int | str | None
+    compression: float | None
+    rank: int | None
+    adaptive_ranks: bool | None
+    p: float | None
+    token_counts: Any
+    count_exponent: float
+    norm_exponent: float | None
+    seed: int
+    num_starts: int
+    max_rounds: int
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        """Refuse options that no table could make right, before a model is loaded."""
+        if not isinstance(self.preset, str) or self.preset not in PRESETS:
+            known = ", ".join(repr(name) for name in PRESETS)
+            raise ValueError(f"preset={self.preset!r}; expected one of {known}. Check the spelling.")
+        self._check_size()
+        if self.num_clusters is not None and self.num_clusters != "auto":
+            self._check_count("num_clusters", 1, "Leave it out for the default of the preset, or give 'auto'")
+        if self.preset == "svd" and self.num_clusters not in (None, 1):
+            raise ValueError(
+                f"num_clusters={self.num_clusters} with preset='svd'; expected 1, since SVD is one subspace. "
+                "Use preset='messi' for several."
+            )
+        self._check_count("seed", 0, "Any such number will do")
+        for name in ("num_starts", "max_rounds"):
+            self._check_count(name, 1, "Leave it out for the default")
+        self._check_share("tolerance", "above 0 and below 1. Leave it out for the default")
+        if self.adaptive_ranks not in (None, True, False):
+            raise ValueError(f"adaptive_ranks={self.adaptive_ranks!r}; expected True or False.")
+        if self.p is not None:
+            self._check_number("p", 1, 2, "from 1 (robust) to 2 (least squares)")
+        self._check_number("count_exponent", 0, 2, "from 0 (every token alike) to 2")
+        if self.norm_exponent is not None:
+            self._check_number("norm_exponent", 0, 4, "from 0 (errors count as they are) to 4")
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        self._settle_equal_ranks()
+        check_sources(self.token_counts)
+
+    @property
+    def needs_no_tokenizer(self) -> bool:
+        """Whether the use of tokens is known without one."""
+        return not isinstance(self.token_counts, str | list | tuple) or self.token_counts == "uniform"
+
+    def record(self) -> dict[str, Any]:
+        """The options as a configuration keeps them, of JSON types."""
+        return {**vars(self), "token_counts": describe_sources(self.token_counts)}
+
+    def _check_size(self) -> None:
+        if (self.compression is None) == (self.rank is None):
+            raise ValueError(
+                f"compression={self.compression} and rank={self.rank}; expected exactly one of the two. Give the share "
+                "of the table to save, such as compression=0.4, or the coordinates to keep of each row, such as "
+                "rank=200."
+            )
+        if self.compression is not None:
+            self._check_share(
+                "compression", "above 0 and below 1, the share of the table to save. To save 40 %, give 0.4"
+            )
+        if self.rank is not None:
+            self._check_count("rank", 1, "Give the coordinates to keep of each row")
+
+    def _settle_equal_ranks(self) -> None:
+        """A rank that is given is that of every cluster; then there is no budget to choose by."""
+        if self.rank is None:
+            return
+        if self.num_clusters == "auto":
+            raise ValueError(
+                f"rank={self.rank} with num_clusters='auto'; expected a number of clusters, since numbers of clusters "
+                "are compared at equal stored size. Give num_clusters too, or compression in place of rank."
+            )
+        object.__setattr__(self, "adaptive_ranks", False)
+
+    def _check_count(self, name: str, least: int, way_out: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
+            raise ValueError(f"{name}={value!r}; expected a whole number, {least} or more. {way_out}.")
+        object.__setattr__(self, name, int(value))
+
+    def _check_share(self, name: str, expected: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < 1:
+            raise ValueError(f"{name}={value!r}; expected a number {expected}.")
+        object.__setattr__(self, name, float(value))
+
+    def _check_number(self, name: str, least: float, most: float, expected: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not least <= float(value) <= most:
+            raise ValueError(f"{name}={value!r}; expected a number {expected}. Leave it out for the default.")
+        object.__setattr__(self, name, float(value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a run may use; none of it changes the result beyond rounding.
+
+    Raises:
+        ValueError: If there is no such device, or the limit on memory is not a size.
+    """
+
+    device: str | torch.device | None
+    memory_limit: int | str | None
+    checkpoint: str | Path | None
+
+    def __post_init__(self) -> None:
+        """Refuse what no machine has, before a model is loaded."""
+        if self.device is not None:
+            try:
+                torch.empty(0, device=self.device)
+            except (RuntimeError, AssertionError, TypeError) as error:
+                raise ValueError(
+                    f"device={self.device!r} cannot be used here ({str(error).splitlines()[0]}); expected one that "
+                    "torch finds, such as 'cpu' or 'cuda'. Leave it out for the device of the model."
+                ) from error
+        if self.memory_limit is not None:
+            try:
+                size_bytes = convert_file_size_to_int(self.memory_limit)
+            except ValueError:
+                size_bytes = 0
+            if isinstance(self.memory_limit, bool) or size_bytes < 1:
+                raise ValueError(
+                    f"memory_limit={self.memory_limit!r}; expected bytes, or a size such as '1GB' or '500MiB'."
+                )
+            object.__setattr__(self, "memory_limit", size_bytes)
+
+    def block_rows(self, num_rows: int, dim: int, num_clusters: int) -> int | None:
+        """Rows of a block that keep a clustering within the limit on memory.
+
+        Args:
+            num_rows: Rows of the table, n.
+            dim: Width of the table, d.
+            num_clusters: Number of clusters, k, at most.
+
+        Returns:
+            The number of rows, or None if there is no limit.
+
+        Raises:
+            ValueError: If the limit is too small for a block of ``LEAST_BLOCK_ROWS``.
+        """
+        if self.memory_limit is None:
+            return None
+        fixed = num_rows * _BYTES_A_ROW + num_clusters * dim**2 * _BYTES_A_GRAM_ENTRY
+        a_row = dim * _BYTES_A_BLOCK_ENTRY
+        least = fixed + min(LEAST_BLOCK_ROWS, num_rows) * a_row
+        if int(self.memory_limit) < least:
+            raise ValueError(
+                f"memory_limit={self.memory_limit:,} bytes is too small for one block of rows of a table of "
+                f"{num_rows:,} x {dim}, with {num_clusters} clusters; expected at least {least:,}, about "
+                f"{math.ceil(least / 1e6)}MB. Raise the limit, or use fewer clusters."
+            )
+        return (int(self.memory_limit) - fixed) // a_row
+
+
+LEAST_BLOCK_ROWS = 256
+# Norms, scales, distances, use of tokens, and assignments of two fits of each of two runs.
+_BYTES_A_ROW = 96
+# Sums in float64 and eigenvectors in float32, of two runs that race, of their best fits, and of a change.
+_BYTES_A_GRAM_ENTRY = 64
+# A block as it is stored, computed, weighted, moved from and to, and its products with a basis.
+_BYTES_A_BLOCK_ENTRY = 32

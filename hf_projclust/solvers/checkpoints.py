@@ -1,0 +1,78 @@
+"""Saved runs, so that a long clustering that was interrupted goes on where it was.
+
+A checkpoint is a folder with one file a run, replaced whole after each round. It belongs to one table and one
+set of options; where several processes share the rows, all see the folder and the first one writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from .rows import process_index
+
+_OWNER = "clustering.json"
+
+
+class Checkpoint:
+    """Runs in a folder.
+
+    Args:
+        folder: The folder, made if it is absent.
+        owner: What identifies the table and the options, of JSON types.
+
+    Attributes:
+        states: The saved state of each run, by name.
+
+    Raises:
+        ValueError: If the folder holds other files, or runs of another table or other options, or is damaged.
+    """
+
+    def __init__(self, folder: str | Path, owner: dict[str, Any]) -> None:
+        """Read what the folder has, or begin it."""
+        self.folder, self.states = Path(folder), {}
+        record, found = self.folder / _OWNER, None
+        try:
+            if record.is_file():
+                found = json.loads(record.read_text(encoding="utf-8"))
+                for path in sorted(self.folder.glob("*.pt")):
+                    self.states[path.stem] = torch.load(path, weights_only=True)
+        except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError) as error:
+            raise ValueError(
+                f"the checkpoint {str(folder)!r} is damaged ({error}); expected one that an interrupted run left. "
+                "Delete the folder to begin again."
+            ) from error
+        if found is None and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise ValueError(
+                f"checkpoint={str(folder)!r} holds other things; expected a folder that is new or empty, or that an "
+                "interrupted run left. Give another folder."
+            )
+        if found is not None and found != json.loads(json.dumps(owner)):
+            others = sorted(key for key in {*found, *owner} if found.get(key) != json.loads(json.dumps(owner)).get(key))
+            raise ValueError(
+                f"the checkpoint {str(folder)!r} belongs to another run: {', '.join(others)} differ; expected the "
+                "table and the options that it was begun with. Give these, or another folder."
+            )
+        if found is None and process_index() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._replace(_OWNER, lambda path: path.write_text(json.dumps(owner, indent=2), encoding="utf-8"))
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Save the state of a run, in place of an earlier one.
+
+        Args:
+            name: Name of the run.
+            state: Tensors on the CPU, lists and numbers.
+        """
+        if process_index() == 0:
+            self._replace(f"{name}.pt", lambda path: torch.save(state, path))
+
+    def _replace(self, name: str, write: Any) -> None:
+        partial = self.folder / f".{name}.partial"
+        write(partial)
+        os.replace(partial, self.folder / name)
