@@ -7,6 +7,7 @@ that are whole or absent. Errors are one message on standard error and exit code
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -30,16 +31,18 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an output folder t
 
 
 @app.command(
-    epilog="Example: `hf-projclust compress distilbert/distilbert-base-uncased --num-clusters 5 "
-    "--compression 0.4 --output distilbert-pc-k5`"
+    epilog="Example: `hf-projclust compress distilbert/distilbert-base-uncased --compression 0.6 "
+    "--token-counts words:en --output distilbert-pc60`"
 )
 def compress(
     model: Annotated[str, typer.Argument(help="Hub id or folder of a dense model.", show_default=False)],
     output: Output,
-    preset: Annotated[str, typer.Option(help="messi (k subspaces) or svd (one).")] = "messi",
+    preset: Annotated[
+        str, typer.Option(help="adaptive, messi (subspaces of one rank), svd (one) or robust (one, l_1).")
+    ] = "adaptive",
     num_clusters: Annotated[
-        Optional[int],  # noqa: UP045 (typer reads this on Python 3.10 too)
-        typer.Option(help="Number of subspaces; 5 for messi unless given."),
+        Optional[str],  # noqa: UP045 (typer reads this on Python 3.10 too)
+        typer.Option(help="Number of subspaces, or auto; by preset: auto, 5, 1, 1.", metavar="INTEGER|auto"),
     ] = None,
     compression: Annotated[
         Optional[float],  # noqa: UP045
@@ -49,14 +52,48 @@ def compress(
         Optional[int],  # noqa: UP045
         typer.Option(help="Coordinates that each row keeps. Give this or --compression."),
     ] = None,
+    adaptive_ranks: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option(
+            "--adaptive-ranks/--no-adaptive-ranks", help="A rank for each cluster; by preset: yes, no, no, no."
+        ),
+    ] = None,
+    p: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Power of distances, 1 (robust) to 2; by preset: 2, 2, 2, 1."),
+    ] = None,
+    token_counts: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="Use of tokens: uniform, tokenizer, words:en,zh, dataset:NAME, prompt:TEXT, or a text file; 0.3* in "
+            "front weighs it. May be repeated. By preset: tokenizer, uniform, uniform, uniform."
+        ),
+    ] = None,
+    count_exponent: Annotated[float, typer.Option(help="Power of the use of a token in its weight.")] = 0.4,
+    norm_exponent: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Errors count by norm to minus this power; by preset: 1, 0, 0, 0."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random starts.")] = 0,
-    num_starts: Annotated[int, typer.Option(help="Random starts that race.")] = 4,
-    max_rounds: Annotated[int, typer.Option(help="Rounds of clustering, at most.")] = 100,
-    tolerance: Annotated[float, typer.Option(help="Stop when a round gains a smaller share than this.")] = 1e-5,
+    num_starts: Annotated[int, typer.Option(help="Starts that race.")] = 2,
+    max_rounds: Annotated[int, typer.Option(help="Rounds of clustering of a start, at most.")] = 100,
+    tolerance: Annotated[float, typer.Option(help="Stop when rounds gain a smaller share than this.")] = 3e-4,
+    device: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Where to compute, such as cuda; by default the CPU."),
+    ] = None,
+    memory_limit: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Memory for the clustering, such as 1GB; the table then stays in its file."),
+    ] = None,
+    checkpoint: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder to save the clustering in after each round, and to go on from."),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Factor the vocabulary table of MODEL and write the model to a folder, tokenizer included."""
-    with _errors_as_messages():
+    with _errors_as_messages(), _all_processes(device) as is_main:
         from .compression import compress as compress_model
         from .folders import check_output, copy_companions, new_folder
 
@@ -64,21 +101,30 @@ def compress(
         compressed = compress_model(
             model,
             preset=preset,  # type: ignore[arg-type]
-            num_clusters=num_clusters,
+            num_clusters=int(num_clusters) if num_clusters and num_clusters.isdecimal() else num_clusters,  # type: ignore[arg-type]
             compression=compression,
             rank=rank,
+            adaptive_ranks=adaptive_ranks,
+            p=p,
+            token_counts=token_counts,
+            count_exponent=count_exponent,
+            norm_exponent=norm_exponent,
             seed=seed,
             num_starts=num_starts,
             max_rounds=max_rounds,
             tolerance=tolerance,
+            device=device,
+            memory_limit=memory_limit,
+            checkpoint=checkpoint,
         )
-        with new_folder(output, force=force) as folder:
-            compressed.save_pretrained(folder)
-            copy_companions(model, folder)
-        _show_info(output)
+        if is_main:
+            with new_folder(output, force=force) as folder:
+                compressed.save_pretrained(folder)
+                copy_companions(model, folder)
+            _show_info(output)
 
 
-@app.command(epilog="Example: `hf-projclust info distilbert-pc-k5`")
+@app.command(epilog="Example: `hf-projclust info distilbert-pc60`")
 def info(
     folder: Annotated[Path, typer.Argument(help="Folder of a compressed model.", show_default=False)],
 ) -> None:
@@ -87,7 +133,7 @@ def info(
         _show_info(folder)
 
 
-@app.command(epilog="Example: `hf-projclust decompress distilbert-pc-k5 --output distilbert-dense`")
+@app.command(epilog="Example: `hf-projclust decompress distilbert-pc60 --output distilbert-dense`")
 def decompress(
     folder: Annotated[str, typer.Argument(help="Folder or Hub id of a compressed model.", show_default=False)],
     output: Output,
@@ -112,7 +158,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the clustering.")] = 0,
     force: Force = False,
 ) -> None:
-    """Compress the packaged all-MiniLM-L6-v2 by 40 % with SVD and with MESSI, and compare."""
+    """Compress the packaged all-MiniLM-L6-v2 by 40 % with SVD, MESSI and adaptive ranks, and compare."""
     with _errors_as_messages():
         from .demo import packaged_minilm, run_demo
         from .folders import check_output, new_folder
@@ -169,6 +215,7 @@ def _show_info(folder: Path) -> None:
     console = Console()
     console.print(clusters)
     console.print(f"Relative squared error when compressed: {solver['relative_squared_error']:.4f}")
+    console.print(f"Token counts: {_escaped(solver['token_counts'])}")
     console.print(sizes)
 
 
@@ -185,6 +232,25 @@ def _errors_as_messages() -> Iterator[None]:
     except (ValueError, TypeError, OSError, ImportError, SafetensorError) as error:
         Console(stderr=True).print(f"[red]Error:[/red] {_escaped(error)}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error
+
+
+@contextlib.contextmanager
+def _all_processes(device: str | None) -> Iterator[bool]:
+    """Join the processes that torchrun or accelerate launch started; whether this one writes and shows."""
+    if "LOCAL_RANK" not in os.environ:
+        yield True
+        return
+    from accelerate import PartialState
+    from transformers.utils import logging
+
+    state = PartialState(cpu=device is None or device == "cpu")
+    if not state.is_main_process:
+        logging.disable_progress_bar()
+    try:
+        yield state.is_main_process
+        state.wait_for_everyone()
+    finally:
+        state.destroy_process_group()
 
 
 def _escaped(value: Any) -> str:

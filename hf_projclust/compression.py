@@ -73,7 +73,7 @@ def compress(
         model_or_path: A dense model, which is left untouched, or a folder or Hub id to load one from.
         preset: "adaptive"; "messi" (arXiv 2010.04290); "svd"; or "robust" (arXiv 2009.05647).
         num_clusters: Number of subspaces, k, 1 to the number of tokens. "auto" takes, of 1, 2, 4, 8, ..., the number
-            of the least weighted error at equal stored size after a few rounds.
+            of the least weighted error at equal stored size after a few rounds; with ``rank`` the default is 5.
         compression: Share of the table's numbers to save, between 0 and 1. Give this or ``rank``.
         rank: Coordinates that each row keeps, j, 1 to the width of the table. Give this or ``compression``.
         adaptive_ranks: Whether each cluster gets a rank of its own under one budget; not with ``rank``.

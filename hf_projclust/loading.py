@@ -96,10 +96,14 @@ def load_tokenizer(name_or_path: str | Path | None) -> PreTrainedTokenizerBase |
     Returns:
         The tokenizer; None where there is none, or none that Transformers can read.
     """
+    if not name_or_path:
+        return None
     try:
-        return AutoTokenizer.from_pretrained(name_or_path) if name_or_path else None
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError, KeyError, ImportError):
         return None
+    # Of a folder without a tokenizer Transformers makes one that knows its special tokens alone.
+    return tokenizer if len(tokenizer.get_vocab()) > len(tokenizer.all_special_ids) else None
 
 
 def check_source(path: str | Path) -> None:

@@ -82,10 +82,11 @@ class FactoringOptions:
         self._check_number("count_exponent", 0, 2, "from 0 (every token alike) to 2")
         if self.norm_exponent is not None:
             self._check_number("norm_exponent", 0, 4, "from 0 (errors count as they are) to 4")
+        if self.rank is not None:
+            self._settle_given_rank()
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        self._settle_equal_ranks()
         check_sources(self.token_counts)
 
     @property
@@ -111,16 +112,17 @@ class FactoringOptions:
         if self.rank is not None:
             self._check_count("rank", 1, "Give the coordinates to keep of each row")
 
-    def _settle_equal_ranks(self) -> None:
-        """A rank that is given is that of every cluster; then there is no budget to choose by."""
-        if self.rank is None:
-            return
-        if self.num_clusters == "auto":
+    def _settle_given_rank(self) -> None:
+        """A rank that is given is that of every cluster; then there is no budget to choose their number by."""
+        if self.num_clusters == "auto" or self.adaptive_ranks:
             raise ValueError(
-                f"rank={self.rank} with num_clusters='auto'; expected a number of clusters, since numbers of clusters "
-                "are compared at equal stored size. Give num_clusters too, or compression in place of rank."
+                f"rank={self.rank} with num_clusters={self.num_clusters!r} and adaptive_ranks={self.adaptive_ranks}; "
+                "expected a number of clusters and equal ranks, since both are chosen under a budget. Give compression "
+                "in place of rank."
             )
         object.__setattr__(self, "adaptive_ranks", False)
+        if self.num_clusters is None and self.preset == "adaptive":
+            object.__setattr__(self, "num_clusters", PRESETS["messi"]["num_clusters"])
 
     def _check_count(self, name: str, least: int, way_out: str) -> None:
         value = getattr(self, name)

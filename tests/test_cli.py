@@ -96,7 +96,8 @@ def test_examples_in_help_run_word_for_word(base: Path, tmp_path: Path) -> None:
 
 def test_options_of_compress_are_those_of_the_function() -> None:
     function, command = (inspect.signature(f).parameters for f in (hf_projclust.compress, cli.compress))
-    options = {name: p.default for name, p in function.items() if name != "model_or_path"}
+    objects = ("model_or_path", "tokenizer")  # which no command line can give; MODEL stands for both
+    options = {name: p.default for name, p in function.items() if name not in objects}
     assert {name: p.default for name, p in command.items() if name not in ("model", "output", "force")} == options
 
 
@@ -111,7 +112,23 @@ BAD = [
     (["compress", "BASE", "--output", "OUT", "--rank", "4", "--compression", "0.5"], "exactly one of the two"),
     (["compress", "BASE", "--output", "OUT", "--rank", "17"], "expected 1 to 16"),
     (["compress", "BASE", "--output", "OUT", "--rank", "4", "--num-clusters", "98"], "expected 1 to 97"),
-    (["compress", "BASE", "--output", "OUT", "--rank", "4", "--preset", "k"], "expected one of 'messi', 'svd'"),
+    (
+        ["compress", "BASE", "--output", "OUT", "--rank", "4", "--preset", "k"],
+        "expected one of 'adaptive', 'messi', 'svd', 'robust'",
+    ),
+    (
+        ["compress", "BASE", "--output", "OUT", "--compression", "0.4", "--num-clusters", "many"],
+        "expected a whole number",
+    ),
+    (["compress", "BASE", "--output", "OUT", "--compression", "0.4", "--token-counts", "words:xx"], "zh"),
+    (["compress", "BASE", "--output", "OUT", "--compression", "0.4", "--token-counts", "no.txt"], "expected"),
+    (
+        ["compress", "BASE", "--output", "OUT", "--compression", "0.4", "--memory-limit", "10KB"],
+        "too small for one block",
+    ),
+    (["compress", "BASE", "--output", "OUT", "--compression", "0.4", "--memory-limit", "much"], "memory_limit='much'"),
+    (["compress", "BASE", "--output", "OUT", "--compression", "0.4", "--device", "moon"], "device='moon'"),
+    (["compress", "BASE", "--output", "OUT", "--compression", "0.4", "--checkpoint", "FULL"], "holds other things"),
     (["compress", "no/such/folder", "--output", "OUT", "--rank", "4"], "is not a folder"),
     (["compress", "BASE", "--output", "FULL", "--rank", "4"], "--force"),
     (["compress", "BASE", "--output", "BASE", "--rank", "4", "--force"], "which is in use"),

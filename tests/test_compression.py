@@ -14,7 +14,7 @@ from transformers.utils import logging
 from hf_projclust import ProjClustCheckpointError, compress, decompress
 from hf_projclust.embedding_projclust import FactoredTable
 from hf_projclust.modeling_projclust import factored_tables
-from hf_projclust.solvers import messi
+from hf_projclust.options import PRESETS
 
 
 def reference_table(model: nn.Module) -> torch.Tensor:
@@ -203,7 +203,7 @@ def test_recorded_error_and_energy_are_those_of_the_stored_factors() -> None:
 def test_how_it_was_compressed_is_recorded() -> None:
     dense = TINY_MODELS["bert"].build()
     solver = compress(dense, preset="svd", compression=0.4, seed=7).config.projclust["solver"]
-    given = {"preset": "svd", "num_clusters": 1, "compression": 0.4, "rank": 8, "seed": 7}
+    given = {"preset": "svd", "num_clusters": 1, "compression": 0.4, "rank": None, "p": 2.0, "seed": 7}
     assert {key: solver[key] for key in given} == given
 
 
@@ -214,17 +214,37 @@ def test_same_seed_same_model_and_another_seed_another() -> None:
     assert not equal_state_dicts(first, other)
 
 
-@pytest.mark.parametrize("option", [{"num_starts": 1}, {"max_rounds": 1}, {"tolerance": 0.2}, {"seed": 5}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"num_starts": 1},
+        {"max_rounds": 1},
+        {"tolerance": 0.2},
+        {"seed": 5},
+        {"num_clusters": 3},
+        {"adaptive_ranks": False},
+        {"p": 1.0},
+        {"token_counts": "uniform"},
+        {"count_exponent": 0.0},
+        {"norm_exponent": 2.0},
+    ],
+)
 def test_every_option_reaches_the_solver(option: dict) -> None:
     dense = TINY_MODELS["bert"].build()
-    rows = [
-        model.get_input_embeddings().rows
-        for model in (compress(dense, num_clusters=4, rank=3, **given) for given in ({"seed": 2}, {"seed": 2} | option))
-    ]
-    assert not torch.equal(*rows)
-    options = {"num_starts": 4, "max_rounds": 100, "tolerance": 1e-5, "seed": 2} | option
-    clustering = messi(dense.get_input_embeddings().weight, num_clusters=4, rank=3, **options)
-    assert torch.equal(rows[1].long().argsort(), clustering.assignment.argsort(stable=True))
+    counts = torch.arange(VOCAB_SIZE)
+    options = {"num_clusters": 4, "compression": 0.5, "seed": 1, "num_starts": 4, "token_counts": counts}
+    plain, changed = (compress(dense, **given) for given in (options, options | option))
+    assert not equal_state_dicts(plain, changed)
+    name, value = next(iter(option.items()))
+    assert changed.config.projclust["solver"][name] == value
+
+
+def test_a_preset_is_the_combination_of_options_that_it_names() -> None:
+    dense = TINY_MODELS["bert"].build()
+    for preset, options in PRESETS.items():
+        named = compress(dense, preset=preset, compression=0.4, token_counts="uniform")
+        given = compress(dense, compression=0.4, **{**options, "token_counts": "uniform"})
+        assert equal_state_dicts(named, given)
 
 
 def test_a_progress_bar_is_shown_and_can_be_switched_off(capfd: pytest.CaptureFixture) -> None:
@@ -313,12 +333,23 @@ BAD_OPTIONS = [
     ({"compression": "0.4"}, "compression='0.4'", "expected a number above 0", "give 0.4"),
     ({"rank": WIDTH + 1}, f"rank={WIDTH + 1}", f"1 to {WIDTH}", "Use a smaller rank"),
     ({"rank": 4, "num_clusters": VOCAB_SIZE + 1}, f"num_clusters={VOCAB_SIZE + 1}", "1 to 97", "Use fewer clusters"),
-    ({"rank": 4, "num_clusters": 0}, "num_clusters=0", "1 or more", "Five is"),
-    ({"compression": 0.99}, "compression=0.99 leaves 15 numbers", "at least 177", "use compression <= 0.885"),
-    ({"compression": 0.4, "num_clusters": 90}, "leaves 931 numbers", "at least 1,537", "use compression <= 0.0"),
-    ({"compression": 0.4, "preset": "kmeans"}, "preset='kmeans'", "'messi', 'svd'", "Check the spelling"),
+    ({"rank": 4, "num_clusters": 0}, "num_clusters=0", "1 or more", "Leave it out"),
+    (
+        {"compression": 0.99, "preset": "messi"},
+        "compression=0.99 leaves 15 numbers",
+        "at least 177",
+        "use compression <= 0.885",
+    ),
+    (
+        {"compression": 0.4, "preset": "messi", "num_clusters": 90},
+        "leaves 931 numbers",
+        "at least 1,537",
+        "use compression <= 0.0",
+    ),
+    ({"compression": 0.99}, "compression=0.99 leaves 15 numbers", "at least 113", "use compression <= 0.927"),
+    ({"compression": 0.4, "preset": "kmeans"}, "preset='kmeans'", "'messi', 'svd', 'robust'", "Check the spelling"),
     ({"compression": 0.4, "preset": "svd", "num_clusters": 5}, "num_clusters=5", "expected 1", "preset='messi'"),
-    ({"rank": 4, "preset": ["svd"]}, "preset=['svd']", "'messi', 'svd'", "Check the spelling"),
+    ({"rank": 4, "preset": ["svd"]}, "preset=['svd']", "'messi', 'svd', 'robust'", "Check the spelling"),
     ({"rank": 4, "num_starts": None}, "num_starts=None", "expected a whole number", "Leave it out"),
     ({"rank": 4, "tolerance": None}, "tolerance=None", "expected a number", "Leave it out"),
     ({"rank": 4, "seed": -1}, "seed=-1", "0 or more", "Any such"),
