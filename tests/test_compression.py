@@ -219,7 +219,7 @@ def test_same_seed_same_model_and_another_seed_another() -> None:
     [
         {"num_starts": 1},
         {"max_rounds": 1},
-        {"tolerance": 0.2},
+        {"tolerance": 0.9},
         {"seed": 5},
         {"num_clusters": 3},
         {"adaptive_ranks": False},
@@ -230,9 +230,10 @@ def test_same_seed_same_model_and_another_seed_another() -> None:
     ],
 )
 def test_every_option_reaches_the_solver(option: dict) -> None:
-    dense = TINY_MODELS["bert"].build()
-    counts = torch.arange(VOCAB_SIZE)
-    options = {"num_clusters": 4, "compression": 0.5, "seed": 1, "num_starts": 4, "token_counts": counts}
+    torch.manual_seed(0)
+    dense = BertModel(BertConfig(vocab_size=600, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    counts = torch.arange(600)
+    options = {"num_clusters": 4, "compression": 0.5, "seed": 3, "num_starts": 4, "token_counts": counts}
     plain, changed = (compress(dense, **given) for given in (options, options | option))
     assert not equal_state_dicts(plain, changed)
     name, value = next(iter(option.items()))

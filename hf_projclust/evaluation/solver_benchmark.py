@@ -114,7 +114,9 @@ def benchmark_solvers(
         ValueError: If an option is out of its range, or a table is too small for it.
         ModuleNotFoundError: If no table is given and the extra ``demo`` is not installed.
     """
+    # Both refuse what no table could make right, before a model is loaded.
     Resources(device=device, memory_limit=None, checkpoint=None)
+    _Case("", 0, 0, num_clusters, compression, seed, reference_restarts).options("messi")
     if isinstance(reference_restarts, bool) or not isinstance(reference_restarts, int) or reference_restarts < 1:
         raise ValueError(f"reference_restarts={reference_restarts!r}; expected a whole number, 1 or more.")
     for n, d, k in sizes:

@@ -60,7 +60,7 @@ def test_ranks_of_two_clusters_by_hand(budget: int, ranks: list[int]) -> None:
 def test_adaptive_ranks_never_store_more_than_the_budget_and_no_further_rank_fits(
     seed: int, dim: int, sizes: list[int], share: float
 ) -> None:
-    residuals, stored = random_residuals(sizes, dim, seed), stored_numbers(sizes, dim)
+    residuals, stored = random_residuals(sizes, dim, seed), stored_numbers(sizes, dim).double()
     budget = int(share * sum(sizes) * dim)
     ranks, price = adaptive_ranks(budget)(residuals, sizes)
     left = budget - at(stored, ranks)
@@ -78,7 +78,7 @@ def test_adaptive_ranks_never_store_more_than_the_budget_and_no_further_rank_fit
 def test_where_a_price_meets_the_budget_the_ranks_are_the_best_of_all(
     seed: int, dim: int, sizes: list[int], log: float
 ) -> None:
-    residuals, stored = random_residuals(sizes, dim, seed), stored_numbers(sizes, dim)
+    residuals, stored = random_residuals(sizes, dim, seed), stored_numbers(sizes, dim).double()
     budget = int(at(stored, (residuals + 10**log * stored).argmin(dim=1).tolist()))
     every = itertools.product(range(dim + 1), repeat=len(sizes))
     best = min(at(residuals, list(ranks)) for ranks in every if at(stored, list(ranks)) <= budget)
@@ -91,7 +91,7 @@ def test_where_a_price_meets_the_budget_the_ranks_are_the_best_of_all(
 def test_ranks_leave_no_more_than_the_best_and_the_price_of_what_the_price_leaves_free(
     seed: int, dim: int, sizes: list[int], share: float
 ) -> None:
-    residuals, stored = random_residuals(sizes, dim, seed), stored_numbers(sizes, dim)
+    residuals, stored = random_residuals(sizes, dim, seed), stored_numbers(sizes, dim).double()
     budget = int(share * sum(sizes) * dim)
     ranks, price = adaptive_ranks(budget)(residuals, sizes)
     every = itertools.product(range(dim + 1), repeat=len(sizes))
