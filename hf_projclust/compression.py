@@ -46,7 +46,7 @@ def compress(
     norm_exponent: float | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
-    num_starts: int = 2,
+    num_starts: int = 3,
     max_rounds: int = 100,
     tolerance: float = 3e-4,
     device: str | torch.device | None = None,
@@ -89,7 +89,8 @@ def compress(
             errors, 2 for relative ones.
         tokenizer: The model's tokenizer; by default that of ``model_or_path``, or of the model's ``name_or_path``.
         seed: Seed of the random starts. Equal arguments on one machine give equal results.
-        num_starts: Starts that race, one by norm and others at random rows; the best one is finished.
+        num_starts: Starts that race: by norm, a random split, neighbourhoods of random rows, and so on; the best one
+            is finished.
         max_rounds: Rounds of clustering of a start, at most.
         tolerance: Stop when several rounds in a row lower the error by a smaller share than this.
         device: Where to compute; by default where the model is.

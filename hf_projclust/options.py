@@ -205,9 +205,9 @@ class Resources:
 
 
 LEAST_BLOCK_ROWS = 256
-# Norms, scales, distances, use of tokens, and assignments of two fits of each of two runs.
-_BYTES_A_ROW = 96
-# Sums in float64 and eigenvectors in float32, of two runs that race, of their best fits, and of a change.
-_BYTES_A_GRAM_ENTRY = 64
+# Norms, scales, distances, use of tokens, and assignments of two fits of each of three runs.
+_BYTES_A_ROW = 128
+# Sums in float64 and eigenvectors in float32, of three runs that race, of their best fits, and of a change.
+_BYTES_A_GRAM_ENTRY = 80
 # A block as it is stored, computed, weighted, moved from and to, and its products with a basis.
 _BYTES_A_BLOCK_ENTRY = 32

@@ -233,7 +233,7 @@ def test_every_option_reaches_the_solver(option: dict) -> None:
     torch.manual_seed(0)
     dense = BertModel(BertConfig(vocab_size=600, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
     counts = torch.arange(600)
-    options = {"num_clusters": 4, "compression": 0.5, "seed": 3, "num_starts": 4, "token_counts": counts}
+    options = {"num_clusters": 4, "compression": 0.5, "seed": 1, "num_starts": 4, "token_counts": counts}
     plain, changed = (compress(dense, **given) for given in (options, options | option))
     assert not equal_state_dicts(plain, changed)
     name, value = next(iter(option.items()))

@@ -38,7 +38,7 @@ def test_python_blocks_run_one_after_another(base: Path, tmp_path: Path) -> None
         done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert len(found[0].split("\n\n")[-2].splitlines()) <= 6
-    tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "distilbert-pc-k5-films")
+    tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "distilbert-pc60-films")
     assert type(tuned).__name__ == "ProjClustDistilBertForSequenceClassification"
 
 
@@ -65,9 +65,9 @@ def test_set_up_is_two_commands_and_continuous_integration_runs_the_second() -> 
 def test_figures_are_those_of_the_demonstration(demonstration: tuple[Path, dict[str, DemoRow]]) -> None:
     _, rows = demonstration
     lines = re.findall(
-        r"^\| (dense|SVD|MESSI).*?\| ([\d,]+) \| ([\d.]+) MB \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE
+        r"^\| (dense|SVD|MESSI|adaptive).*?\| ([\d,]+) \| ([\d.]+) MB \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE
     )
-    assert len(lines) == 3
+    assert len(lines) == 4
     for (_, parameters, megabytes, error, cosine), row in zip(lines, rows.values(), strict=True):
         assert parameters == f"{row.sizes.table_parameters:,}"
         assert megabytes == f"{row.sizes.model_disk_bytes / 1e6:.1f}"

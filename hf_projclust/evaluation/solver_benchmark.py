@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import inspect
 import os
 import platform
@@ -28,7 +27,7 @@ from transformers.utils import logging
 
 from ..compression import compress
 from ..demo import packaged_minilm
-from ..factoring import _fit_to_table, row_weights
+from ..factoring import clusters_to_try, row_weights
 from ..loading import load_model
 from ..options import FactoringOptions, Preset, Resources
 from ..packing import pack, share
@@ -139,7 +138,7 @@ def benchmark_solvers(
     num_rows, dim = given.shape
     first = _Case(name, num_rows, dim, num_clusters, compression, seed, reference_restarts)
     first.check()
-    tiny = _Case("warm-up", 512, 16, 2, 0.4, seed, 1)
+    tiny = _Case("warm-up", 96, 8, 2, 0.2, seed, 1)
     rows = []
     with logging.tqdm(desc="Benchmark", total=(2 + len(cases)) * (1 + len(SOLVERS)), miniters=0) as progress:
         for number, case in enumerate([tiny, first, *cases]):
@@ -271,7 +270,7 @@ class _Case:
     def check(self) -> None:
         """Refuse what a solver would refuse."""
         for preset in SOLVERS:
-            _fit_to_table(self.num_rows, self.dim, self.options(preset))
+            clusters_to_try(self.num_rows, self.dim, self.options(preset))
 
 
 def _minilm_table() -> Tensor:
@@ -301,7 +300,6 @@ class _Watch:
         self._sampler = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> _Watch:
-        gc.collect()
         with contextlib.suppress(AttributeError, OSError, TypeError):
             ctypes.CDLL(None).malloc_trim(0)  # glibc: else memory that is free but held would hide what is taken
         if self.device.type == "cuda":
@@ -389,7 +387,7 @@ def _measure_preset(options: FactoringOptions, table: Tensor, watch: _Watch) -> 
     p = options.p or 2.0
     with watch:
         plain = Rows(table)
-        counts, rule = _fit_to_table(plain.num_rows, plain.dim, options)
+        counts, rule = clusters_to_try(plain.num_rows, plain.dim, options)
         use = count_tokens(options.token_counts, None, plain.num_rows).to(plain.device)
         weights = row_weights(use, plain.norms, options.count_exponent, options.norm_exponent or 0.0)
         rows = plain.weighted(weights)

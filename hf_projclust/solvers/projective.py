@@ -18,7 +18,7 @@ from .ranks import RankRule
 from .robust import lewis_fit
 from .rounds import Fit, Run, whole
 from .rows import Rows
-from .starts import neighbourhoods, norm_bands
+from .starts import neighbourhoods, norm_bands, random_split
 
 RACE_ROUNDS = 5
 
@@ -47,7 +47,7 @@ def cluster(
     rule: Callable[[int], RankRule],
     p: float = 2.0,
     seed: int = 0,
-    num_starts: int = 2,
+    num_starts: int = 3,
     max_rounds: int = 100,
     tolerance: float = 3e-4,
     on_round: Callable[[float], None] | None = None,
@@ -63,7 +63,7 @@ def cluster(
         p: Power of the distance that is summed, in [1, 2].
         seed: Seed of the random starts. Equal arguments on one machine give equal results.
         num_starts: Starts that race for a few rounds; the best one is finished. The first splits rows by their
-            norm, the others begin at random rows.
+            norm; then random splits and neighbourhoods of random rows take turns.
         max_rounds: Rounds of a start, at most.
         tolerance: Stop when several rounds in a row lower the cost by a smaller share than this.
         on_round: Called after each round, with the least cost of its start so far.
@@ -125,10 +125,11 @@ class _Search:
         if saved is not None:
             return Run(self.rows, name, k, rule, self.p, saved=saved)
         start: Tensor | Fit
-        if number > 0:
-            typical_rank = round(sum(before[0].current.ranks) / k)
-            generator = torch.Generator().manual_seed(self.seed + number)
-            start = neighbourhoods(self.rows, k, typical_rank, generator)
+        generator = torch.Generator().manual_seed(self.seed + number)
+        if number % 2 == 1:
+            start = random_split(self.rows.num_rows, k, generator)
+        elif number > 0:
+            start = neighbourhoods(self.rows, k, round(sum(before[0].current.ranks) / k), generator)
         elif k == 1 and self.p < 2:
             start = lewis_fit(self.rows, rule, self.p)
         else:

@@ -7,6 +7,7 @@ price of one stored number: what a row pays for every coordinate that a cluster 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -85,10 +86,10 @@ def uniform_rank(num_rows: int, dim: int, num_clusters: int, compression: float)
     cost_of_one = num_rows + num_clusters * dim
     rank = min(budget // cost_of_one, dim)
     if rank < 1:
-        limit = 1 - cost_of_one / (num_rows * dim)
+        limit = math.floor((1 - cost_of_one / (num_rows * dim)) * 1000) / 1000
         way_out = (
-            f"use compression <= {int(limit * 1000) / 1000} or fewer clusters"
-            if limit > 0.001
+            f"use compression <= {limit} or fewer clusters"
+            if limit > 0
             else f"use fewer clusters than {num_clusters}, or leave a table this small as it is"
         )
         raise ValueError(
@@ -101,7 +102,7 @@ def uniform_rank(num_rows: int, dim: int, num_clusters: int, compression: float)
 
 def number_budget(num_rows: int, dim: int, compression: float) -> int:
     """Numbers that a table of n rows and width d may store when a share of them is saved."""
-    return int((1 - compression) * num_rows * dim)
+    return num_rows * dim - math.ceil(compression * num_rows * dim - 1e-6)
 
 
 def _least_price(residuals: Tensor, stored: Tensor, budget: int) -> float:

@@ -121,7 +121,7 @@ class Run:
         for _ in range(num_rounds):
             if self.is_finished:
                 return
-            before, least = self.current.assignment, min(self.costs, default=float("inf"))
+            before, least = self.current.assignment, self.best.cost
             self.current = self._pass(self._nearest_to(self.current))
             self.costs.append(self.current.cost)
             self.stalled = 0 if self.current.cost < least * (1 - tolerance) else self.stalled + 1
@@ -154,7 +154,7 @@ class Run:
                 changes.move(block, assignment[span], chosen)
             else:
                 changes.add(block * self._pull(distances).unsqueeze(1), chosen)
-                changes.cost += distances.double().pow(self.p / 2).sum()
+                changes.cost += distances.double().clamp(min=self._least()).pow(self.p / 2).sum()
             assignment[span], self.distances[span] = chosen, distances
         sum_over_processes(changes.numbers)
         self.assignment = assignment
@@ -166,8 +166,11 @@ class Run:
 
     def _pull(self, distances: Tensor) -> Tensor:
         """Root of the weight of each row in a reweighted fit, distance^(p - 2), shape (rows,)."""
-        least = (_LEAST_DISTANCE * float(self.rows.norms.mean())) ** 2
-        return distances.clamp(min=least).pow((self.p - 2) / 4)
+        return distances.clamp(min=self._least()).pow((self.p - 2) / 4)
+
+    def _least(self) -> float:
+        """The squared distance below which rows count no more in a reweighted fit."""
+        return max((_LEAST_DISTANCE * float(self.rows.norms.mean())) ** 2, torch.finfo(self.rows.dtype).tiny)
 
     def _fit(self) -> Fit:
         found = spectrum(self.sums.grams, self.rows.dtype)

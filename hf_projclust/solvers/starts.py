@@ -33,6 +33,20 @@ def norm_bands(norms: Tensor, num_clusters: int) -> Tensor:
     return assignment
 
 
+def random_split(num_rows: int, num_clusters: int, generator: torch.Generator) -> Tensor:
+    """Split rows into clusters of equal size at random, as the paper does.
+
+    Args:
+        num_rows: Number of rows, n.
+        num_clusters: Number of clusters, k.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        Cluster of each row, shape (n,), int64.
+    """
+    return torch.randperm(num_rows, generator=generator) % num_clusters
+
+
 def neighbourhoods(rows: Rows, num_clusters: int, rank: int, generator: torch.Generator) -> Fit:
     """Span each subspace by the rows that point most nearly along one that no subspace before it fits.
 

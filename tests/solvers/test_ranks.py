@@ -74,7 +74,9 @@ def test_adaptive_ranks_never_store_more_than_the_budget_and_no_further_rank_fit
 
 
 @quick
-@given(seed=seeds, dim=st.integers(1, 4), sizes=st.lists(st.integers(1, 30), min_size=1, max_size=3), log=st.floats(-8, 0))
+@given(
+    seed=seeds, dim=st.integers(1, 4), sizes=st.lists(st.integers(1, 30), min_size=1, max_size=3), log=st.floats(-8, 0)
+)
 def test_where_a_price_meets_the_budget_the_ranks_are_the_best_of_all(
     seed: int, dim: int, sizes: list[int], log: float
 ) -> None:
@@ -87,7 +89,9 @@ def test_where_a_price_meets_the_budget_the_ranks_are_the_best_of_all(
 
 
 @quick
-@given(seed=seeds, dim=st.integers(1, 4), sizes=st.lists(st.integers(1, 30), min_size=1, max_size=3), share=st.floats(0, 1))
+@given(
+    seed=seeds, dim=st.integers(1, 4), sizes=st.lists(st.integers(1, 30), min_size=1, max_size=3), share=st.floats(0, 1)
+)
 def test_ranks_leave_no_more_than_the_best_and_the_price_of_what_the_price_leaves_free(
     seed: int, dim: int, sizes: list[int], share: float
 ) -> None:
@@ -158,7 +162,13 @@ def test_uniform_rank_by_hand() -> None:
     ("num_rows", "dim", "k", "compression", "parts"),
     [
         # 50 + 5 x 10 = 100 numbers a coordinate of 500: 0.8 leaves exactly one, 0.875 none
-        (50, 10, 5, 0.875, ["compression=0.875", "62 numbers", "50 x 10", "at least 100", "compression <= 0.8", "fewer"]),
+        (
+            50,
+            10,
+            5,
+            0.875,
+            ["compression=0.875", "62 numbers", "50 x 10", "at least 100", "compression <= 0.8", "fewer"],
+        ),
         (10, 10, 20, 0.5, ["50 numbers", "at least 210", "fewer clusters than 20"]),  # no compression would do
         (10_000, 2, 3, 0.6, ["8,000 numbers", "10,000 x 2", "at least 10,006", "compression <= 0.499"]),
     ],

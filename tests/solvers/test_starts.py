@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hf_projclust.solvers.empty_clusters import _is_not_last_of_its_cluster, fill_empty_clusters
 from hf_projclust.solvers.rows import Rows
-from hf_projclust.solvers.starts import neighbourhoods, norm_bands
+from hf_projclust.solvers.starts import neighbourhoods, norm_bands, random_split
 from hf_projclust.solvers.subspaces import squared_distances
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
@@ -31,6 +31,13 @@ def test_norm_bands_are_of_equal_size_and_in_order(num_rows: int, k: int, seed: 
     sizes = torch.bincount(bands, minlength=k)
     assert sizes.max() - sizes.min() <= 1
     assert bands[norms.argsort(stable=True)].diff().ge(0).all()  # ties are split by place
+
+
+def test_random_splits_are_of_equal_sizes_and_differ() -> None:
+    first, second = (random_split(11, 4, generator(seed)) for seed in (0, 1))
+    assert torch.bincount(first).tolist() == torch.bincount(second).tolist() == [3, 3, 3, 2]
+    assert not torch.equal(first, second)
+    assert torch.equal(first, random_split(11, 4, generator(0)))
 
 
 def test_neighbourhoods_are_orthonormal_and_have_no_rows_yet() -> None:
@@ -71,7 +78,12 @@ def test_neighbourhoods_of_a_sample_are_those_of_its_rows(monkeypatch) -> None:
 
 
 def test_neighbourhoods_of_few_zero_or_huge_rows_are_finite() -> None:
-    for table in (torch.zeros(9, 4), torch.ones(2, 4), torch.randn(3, 4), torch.cat([torch.zeros(5, 4), torch.ones(1, 4)])):
+    for table in (
+        torch.zeros(9, 4),
+        torch.ones(2, 4),
+        torch.randn(3, 4),
+        torch.cat([torch.zeros(5, 4), torch.ones(1, 4)]),
+    ):
         for rank in (0, 1, 4):
             fit = neighbourhoods(Rows(table), 2, rank, generator(0))
             assert fit.vectors.isfinite().all()
