@@ -89,7 +89,7 @@ def compress(
             errors, 2 for relative ones.
         tokenizer: The model's tokenizer; by default that of ``model_or_path``, or of the model's ``name_or_path``.
         seed: Seed of the random starts. Equal arguments on one machine give equal results.
-        num_starts: Starts that race: by norm, a random split, neighbourhoods of random rows, and so on; the best one
+        num_starts: Starts that race: by norm, neighbourhoods of random rows, a random split, and so on; the best one
             is finished.
         max_rounds: Rounds of clustering of a start, at most.
         tolerance: Stop when several rounds in a row lower the error by a smaller share than this.

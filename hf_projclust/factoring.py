@@ -71,16 +71,16 @@ def factor_table(
         ValueError: If the table is not finite, or too small for the options, or its factors overflow its dtype, or
             the limit on memory is too small for it.
     """
-    num_tokens, dim = table.shape
+    (num_tokens, dim), p = table.shape, options.p or 2.0
     counts, rule = clusters_to_try(num_tokens, dim, options)
     use = count_tokens(options.token_counts, tokenizer, num_tokens)
     if isinstance(table, Tensor) and resources.device is not None:
         table = table.to(resources.device)
     plain = Rows(table, device=resources.device, block_rows=resources.block_rows(num_tokens, dim, counts[-1]))
     _check_finite(plain.norms)
-    weights = row_weights(use.to(plain.device), plain.norms, options.count_exponent, options.norm_exponent or 0.0)
-    rows = plain.weighted(weights)
-    energy = float(rows.norms.pow(options.p or 2.0).sum())
+    weights = row_weights(use.to(plain.device), plain.norms, options.count_exponent, options.norm_exponent or 0.0, p)
+    rows = plain.weighted(weights, p)
+    energy = float(rows.norms.pow(p).sum())
     checkpoint = None
     if resources.checkpoint is not None:
         owner = {
@@ -102,7 +102,7 @@ def factor_table(
             rows,
             num_clusters=counts,
             rule=rule,
-            p=options.p or 2.0,
+            p=p,
             seed=options.seed,
             num_starts=options.num_starts,
             max_rounds=options.max_rounds,
@@ -110,7 +110,7 @@ def factor_table(
             on_round=show,
             checkpoint=checkpoint,
         )
-    layout, tensors, errors = pack(plain, weights, clustering, options.p or 2.0)
+    layout, tensors, errors = pack(plain, weights, clustering, p)
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(
             f"the factors do not fit in {table.dtype}: some are beyond its largest number. Expected a table whose rows "
@@ -125,8 +125,8 @@ def factor_table(
     return Factors(layout, tensors, {**options.record(), "num_clusters": layout.num_clusters, **errors})
 
 
-def row_weights(use: Tensor, norms: Tensor, count_exponent: float, norm_exponent: float) -> Tensor:
-    """What the squared error of each row counts: (use + 0.1)^count_exponent / norm^norm_exponent.
+def row_weights(use: Tensor, norms: Tensor, count_exponent: float, norm_exponent: float, p: float = 2.0) -> Tensor:
+    """What the error of each row counts: (use + 0.1)^count_exponent / norm^norm_exponent.
 
     Use is that of a token relative to the mean token. The constant keeps rare tokens from counting nothing; it and
     the default exponents were chosen by cosines of sentence embeddings on WikiText-2 and MRPC.
@@ -135,15 +135,16 @@ def row_weights(use: Tensor, norms: Tensor, count_exponent: float, norm_exponent
         use: Share of each token in running text, shape (n,), float64.
         norms: Norm of each row, shape (n,), float64.
         count_exponent: Power of the use.
-        norm_exponent: Power of the norm: 0 for absolute errors, 2 for relative ones.
+        norm_exponent: Power of the norm: 0 for absolute errors, 2 for relative squared ones.
+        p: Power of the errors that are weighted.
 
     Returns:
-        Weights with which the mean squared norm is 1, shape (n,), float64; 0 for a row of zeros.
+        Weights with which the mean of norm^p is 1, shape (n,), float64; 0 for a row of zeros.
     """
     relative = norms / norms.mean().clamp(min=torch.finfo(torch.float64).tiny)
     weights = (use * len(use) + _SMOOTHING).pow(count_exponent)
     weights = torch.where(relative > 0, weights / relative.pow(norm_exponent), 0)
-    return weights / (weights * norms.square()).mean().clamp(min=torch.finfo(torch.float64).tiny)
+    return weights / (weights * norms.pow(p)).mean().clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def clusters_to_try(

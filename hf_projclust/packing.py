@@ -34,7 +34,7 @@ def pack(
     dtype, dim = rows.table.dtype, rows.dim
     sizes = torch.bincount(clustering.assignment, minlength=len(clustering.bases)).tolist()
     layout = FactorLayout(dim, tuple(sizes), tuple(len(basis) for basis in clustering.bases))
-    stored_bases = [basis[:0] if len(basis) == dim else basis.to(dtype) for basis in clustering.bases]
+    stored_bases = [(basis[:0] if len(basis) == dim else basis).to(dtype) for basis in clustering.bases]
     coefficients = torch.empty(sum(layout.coefficient_counts), dtype=dtype, device=rows.device)
     losses, filled = [_Loss(p) for _ in sizes], [0] * len(sizes)
     for span in rows.spans():

@@ -17,6 +17,7 @@ import torch
 from .rows import process_index
 
 _OWNER = "clustering.json"
+_PARTIAL = ".partial"
 
 
 class Checkpoint:
@@ -35,32 +36,41 @@ class Checkpoint:
 
     def __init__(self, folder: str | Path, owner: dict[str, Any]) -> None:
         """Read what the folder has, or begin it."""
-        self.folder, self.states = Path(folder), {}
-        record, found = self.folder / _OWNER, None
-        try:
-            if record.is_file():
-                found = json.loads(record.read_text(encoding="utf-8"))
-                for path in sorted(self.folder.glob("*.pt")):
-                    self.states[path.stem] = torch.load(path, weights_only=True)
-        except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError) as error:
-            raise ValueError(
-                f"the checkpoint {str(folder)!r} is damaged ({error}); expected one that an interrupted run left. "
-                "Delete the folder to begin again."
-            ) from error
-        if found is None and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        self.folder = Path(folder)
+        self.states: dict[str, dict[str, Any]] = {}
+        if self.folder.exists() and not self._is_ours():
             raise ValueError(
                 f"checkpoint={str(folder)!r} holds other things; expected a folder that is new or empty, or that an "
                 "interrupted run left. Give another folder."
             )
-        if found is not None and found != json.loads(json.dumps(owner)):
-            others = sorted(key for key in {*found, *owner} if found.get(key) != json.loads(json.dumps(owner)).get(key))
-            raise ValueError(
-                f"the checkpoint {str(folder)!r} belongs to another run: {', '.join(others)} differ; expected the "
-                "table and the options that it was begun with. Give these, or another folder."
-            )
-        if found is None and process_index() == 0:
+        owner = json.loads(json.dumps(owner))
+        if (self.folder / _OWNER).exists():
+            self._read(owner)
+        elif process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._replace(_OWNER, lambda path: path.write_text(json.dumps(owner, indent=2), encoding="utf-8"))
+
+    def _is_ours(self) -> bool:
+        names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else {"file"}
+        return _OWNER in names or all(name.endswith(_PARTIAL) for name in names)
+
+    def _read(self, owner: dict[str, Any]) -> None:
+        try:
+            found = json.loads((self.folder / _OWNER).read_text(encoding="utf-8"))
+            self.states = {path.stem: torch.load(path, weights_only=True) for path in self.folder.glob("*.pt")}
+            damage = "" if isinstance(found, dict) else "its record is no object"
+        except (OSError, ValueError, TypeError, RuntimeError, EOFError, UnpicklingError) as error:
+            damage = repr(error)
+        if damage:
+            raise ValueError(
+                f"the checkpoint {str(self.folder)!r} is damaged ({damage}); expected one that an interrupted run "
+                "left. Delete the folder to begin again."
+            )
+        if others := sorted(key for key in {*found, *owner} if found.get(key) != owner.get(key)):
+            raise ValueError(
+                f"the checkpoint {str(self.folder)!r} belongs to another run: {', '.join(others)} differ; expected the "
+                "table and the options that it was begun with. Give these, or another folder."
+            )
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Save the state of a run, in place of an earlier one.
@@ -73,6 +83,6 @@ class Checkpoint:
             self._replace(f"{name}.pt", lambda path: torch.save(state, path))
 
     def _replace(self, name: str, write: Any) -> None:
-        partial = self.folder / f".{name}.partial"
+        partial = self.folder / f".{name}{_PARTIAL}"
         write(partial)
         os.replace(partial, self.folder / name)

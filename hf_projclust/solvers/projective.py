@@ -63,7 +63,7 @@ def cluster(
         p: Power of the distance that is summed, in [1, 2].
         seed: Seed of the random starts. Equal arguments on one machine give equal results.
         num_starts: Starts that race for a few rounds; the best one is finished. The first splits rows by their
-            norm; then random splits and neighbourhoods of random rows take turns.
+            norm; then neighbourhoods of random rows and random splits take turns.
         max_rounds: Rounds of a start, at most.
         tolerance: Stop when several rounds in a row lower the cost by a smaller share than this.
         on_round: Called after each round, with the least cost of its start so far.
@@ -127,9 +127,9 @@ class _Search:
         start: Tensor | Fit
         generator = torch.Generator().manual_seed(self.seed + number)
         if number % 2 == 1:
-            start = random_split(self.rows.num_rows, k, generator)
-        elif number > 0:
             start = neighbourhoods(self.rows, k, round(sum(before[0].current.ranks) / k), generator)
+        elif number > 0:
+            start = random_split(self.rows.num_rows, k, generator)
         elif k == 1 and self.p < 2:
             start = lewis_fit(self.rows, rule, self.p)
         else:

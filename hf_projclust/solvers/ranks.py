@@ -43,6 +43,7 @@ def adaptive_ranks(budget: int) -> RankRule:
     """
 
     def choose(residuals: Tensor, sizes: list[int]) -> tuple[list[int], float]:
+        residuals = residuals * (torch.tensor(sizes) > 0).unsqueeze(1)  # rounding leaves some where rows left
         stored = stored_numbers(sizes, residuals.shape[1] - 1).to(residuals)  # (k, dim + 1)
         price = _least_price(residuals, stored, budget)
         ranks = (residuals + price * stored).argmin(dim=1)

@@ -83,7 +83,7 @@ class Run:
         self.assignment = torch.full((rows.num_rows,), -1, device=rows.device)
         self.distances = torch.zeros(rows.num_rows, dtype=rows.dtype, device=rows.device)
         self.costs: list[float] = []
-        self.stalled, self.is_finished = 0, False
+        self.stalled, self.num_moved, self.is_finished = 0, 0, False
         if saved is not None:
             self.current, self.best = Fit(**saved["current"]).to(rows.device), Fit(**saved["best"]).to(rows.device)
             self.costs, self.stalled = list(saved["costs"]), saved["stalled"]
@@ -121,14 +121,13 @@ class Run:
         for _ in range(num_rounds):
             if self.is_finished:
                 return
-            before, least = self.current.assignment, self.best.cost
-            self.current = self._pass(self._nearest_to(self.current))
+            least = self.best.cost
+            self.current = self._pass(self._nearest_to(self.current), self.current.assignment)
             self.costs.append(self.current.cost)
             self.stalled = 0 if self.current.cost < least * (1 - tolerance) else self.stalled + 1
             if self.current.cost < least:
                 self.best = self.current
-            moved = int(sum_over_processes((before != self.current.assignment).sum()))
-            self.is_finished = self.stalled >= PATIENCE or (moved == 0 and self.p == 2)
+            self.is_finished = self.stalled >= PATIENCE or (self.num_moved == 0 and self.p == 2)
             if after_round is not None:
                 after_round(self)
 
@@ -143,7 +142,7 @@ class Run:
 
         return choose
 
-    def _pass(self, choose: Callable[[slice, Tensor], tuple[Tensor, Tensor]]) -> Fit:
+    def _pass(self, choose: Callable[[slice, Tensor], tuple[Tensor, Tensor]], before: Tensor | None = None) -> Fit:
         """Assign all rows, and fit the subspaces to the clusters that this makes."""
         changes = _Sums(self.num_clusters, self.rows)
         assignment = self.assignment.clone()
@@ -155,8 +154,11 @@ class Run:
             else:
                 changes.add(block * self._pull(distances).unsqueeze(1), chosen)
                 changes.cost += distances.double().clamp(min=self._least()).pow(self.p / 2).sum()
+            if before is not None:
+                changes.moved += (before[span] != chosen).sum()
             assignment[span], self.distances[span] = chosen, distances
         sum_over_processes(changes.numbers)
+        self.num_moved = int(changes.moved)
         self.assignment = assignment
         if self.p == 2:
             self.sums.numbers += changes.numbers
@@ -202,13 +204,14 @@ class _Sums:
         grams: Sum of outer products of the rows of each cluster, shape (k, dim, dim).
         sizes: Number of rows of each cluster, shape (k,).
         cost: Sum of distance^p, shape (1,); 0 for p = 2, where the spectra give it.
+        moved: Number of rows that changed their cluster, shape (1,).
     """
 
     def __init__(self, num_clusters: int, rows: Rows) -> None:
         shape = (num_clusters, rows.dim, rows.dim)
-        counts = [num_clusters * rows.dim**2, num_clusters, 1]
+        counts = [num_clusters * rows.dim**2, num_clusters, 1, 1]
         self.numbers = torch.zeros(sum(counts), dtype=torch.float64, device=rows.device)
-        grams, self.sizes, self.cost = self.numbers.split(counts)
+        grams, self.sizes, self.cost, self.moved = self.numbers.split(counts)
         self.grams = grams.view(shape)
 
     def add(self, block: Tensor, clusters: Tensor, sign: int = 1) -> None:

@@ -1,7 +1,7 @@
 """Rows of a table, read in blocks: the one way in which every solver sees its data.
 
 A table is anything that has a shape and a dtype and gives rows by a slice: a tensor, or a file that is larger
-than memory. A row with weight w is read as sqrt(w) times itself, so that a weighted problem is a plain one to
+than memory. A row with weight w is read as w^(1/p) times itself, so that a weighted problem is a plain one to
 everybody who reads it. Where torch.distributed runs, each process reads its share of the blocks, and sums over
 all rows are completed by one all-reduce. Blocks are the same however many processes there are.
 """
@@ -35,7 +35,7 @@ class Table(Protocol):
 
 
 class Rows:
-    """A table with a weight a row, in blocks.
+    """A table in blocks.
 
     Args:
         table: The rows, shape (n, dim), of any floating dtype.
@@ -43,7 +43,7 @@ class Rows:
         block_rows: Rows of a block, at most; about 32 MiB in float32 by default.
 
     Attributes:
-        norms: Norm of each row times the root of its weight, shape (n,), float64, on ``device``.
+        norms: Norm of each row as it is read, shape (n,), float64, on ``device``.
         dtype: Dtype that blocks are computed in: float64 for a float64 table, else float32.
     """
 
@@ -59,17 +59,18 @@ class Rows:
         self.block_rows = math.ceil(self.num_rows / num_blocks)
         self.norms = torch.cat([self.read(span).double().norm(dim=1) for span in self.spans()])
 
-    def weighted(self, weights: Tensor) -> Rows:
+    def weighted(self, weights: Tensor, p: float = 2.0) -> Rows:
         """The same rows with weights.
 
         Args:
             weights: Weight of each row, shape (n,), float64, never negative.
+            p: Power of the distances that are weighted.
 
         Returns:
-            Rows that read sqrt(w) times each row.
+            Rows that read w^(1/p) times each row, so that distance^p has the weight.
         """
         rows = copy.copy(self)
-        scales = weights.to(self.device).sqrt()
+        scales = weights.to(self.device).pow(1 / p)
         rows.scales, rows.norms = scales.to(self.dtype), self.norms * scales
         return rows
 
@@ -95,12 +96,12 @@ class Rows:
                 yield span
 
     def read(self, span: slice) -> Tensor:
-        """Rows of a block times the root of their weights, shape (rows, dim)."""
+        """Rows of a block, weighted, shape (rows, dim)."""
         block = self.table[span].to(self.device, self.dtype)
         return block if self.scales is None else block * self.scales[span].unsqueeze(1)
 
     def take(self, indices: Tensor) -> Tensor:
-        """Some rows times the root of their weights, in the order given, shape (len(indices), dim)."""
+        """Some rows, weighted, in the order given, shape (len(indices), dim)."""
         taken = torch.empty(len(indices), self.dim, dtype=self.dtype, device=self.device)
         indices = indices.to(self.device)
         for span in self.spans():

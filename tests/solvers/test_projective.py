@@ -381,7 +381,8 @@ def test_one_row_of_1e19_gives_finite_factors(preset: str, dtype: torch.dtype) -
     assert all(tensor.isfinite().all() for tensor in result.tensors.values())
     errors = [result.record[name] for name in ("relative_squared_error", "weighted_relative_squared_error")]
     assert all(0 <= error <= 1.01 for error in errors)
-    assert result.record["relative_squared_error"] < 1e-3  # nearly all the energy is in the one row
+    if preset != "adaptive p=1":  # which need not spend its ranks on one row
+        assert result.record["relative_squared_error"] < 1e-3  # nearly all the energy is in the one row
 
 
 @pytest.mark.parametrize("preset", PRESETS)
