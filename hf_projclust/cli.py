@@ -69,13 +69,13 @@ def compress(
             "front weighs it. May be repeated. By preset: tokenizer, uniform, uniform, uniform."
         ),
     ] = None,
-    count_exponent: Annotated[float, typer.Option(help="Power of the use of a token in its weight.")] = 0.4,
+    count_exponent: Annotated[float, typer.Option(help="Power of the use of a token in its weight.")] = 0.5,
     norm_exponent: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(help="Errors count by norm to minus this power; by preset: 1, 0, 0, 0."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random starts.")] = 0,
-    num_starts: Annotated[int, typer.Option(help="Starts that race.")] = 3,
+    num_starts: Annotated[int, typer.Option(help="Starts that race.")] = 2,
     max_rounds: Annotated[int, typer.Option(help="Rounds of clustering of a start, at most.")] = 100,
     tolerance: Annotated[float, typer.Option(help="Stop when rounds gain a smaller share than this.")] = 3e-4,
     device: Annotated[

@@ -30,9 +30,9 @@ from .solvers.ranks import number_budget, uniform_rank
 from .token_counts import count_tokens
 
 logger = logging.get_logger(__name__)
-# Bases of more clusters would take over a fifth of the stored numbers: the weighted error may still fall a little,
+# Bases of more clusters would take over a ninth of the stored numbers: the weighted error may still fall a little,
 # but sentence embeddings (WikiText-2, MRPC) no longer come nearer.
-ROWS_A_BASIS_ROW = 4
+ROWS_A_BASIS_ROW = 8
 _SMOOTHING = 0.1
 
 

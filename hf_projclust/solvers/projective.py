@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from .checkpoints import Checkpoint
+from .merging import merge_clusters
 from .ranks import RankRule
 from .robust import lewis_fit
 from .rounds import Fit, Run, whole
 from .rows import Rows
 from .starts import neighbourhoods, norm_bands, random_split
 
-RACE_ROUNDS = 5
+RACE_ROUNDS = 3
+SURPLUS = 2
+SURPLUS_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def cluster(
     rule: Callable[[int], RankRule],
     p: float = 2.0,
     seed: int = 0,
-    num_starts: int = 3,
+    num_starts: int = 2,
     max_rounds: int = 100,
     tolerance: float = 3e-4,
     on_round: Callable[[float], None] | None = None,
@@ -63,7 +66,8 @@ def cluster(
         p: Power of the distance that is summed, in [1, 2].
         seed: Seed of the random starts. Equal arguments on one machine give equal results.
         num_starts: Starts that race for a few rounds; the best one is finished. The first splits rows by their
-            norm; then neighbourhoods of random rows and random splits take turns.
+            norm; then neighbourhoods of random rows and random splits take turns. Each begins with twice as many
+            clusters, which are merged after a few rounds.
         max_rounds: Rounds of a start, at most.
         tolerance: Stop when several rounds in a row lower the cost by a smaller share than this.
         on_round: Called after each round, with the least cost of its start so far.
@@ -125,16 +129,29 @@ class _Search:
         if saved is not None:
             return Run(self.rows, name, k, rule, self.p, saved=saved)
         start: Tensor | Fit
-        generator = torch.Generator().manual_seed(self.seed + number)
-        if number % 2 == 1:
-            start = neighbourhoods(self.rows, k, round(sum(before[0].current.ranks) / k), generator)
-        elif number > 0:
-            start = random_split(self.rows.num_rows, k, generator)
-        elif k == 1 and self.p < 2:
+        if k > 1:
+            start = self._merged_start(k, number, before)
+        elif self.p < 2:
             start = lewis_fit(self.rows, rule, self.p)
         else:
-            start = norm_bands(self.rows.norms, k)
+            start = norm_bands(self.rows.norms, 1)
         return Run(self.rows, name, k, rule, self.p, start=start)
+
+    def _merged_start(self, k: int, number: int, before: list[Run]) -> Tensor:
+        """A few rounds of more clusters than asked for, merged: cluster of each row, shape (n,)."""
+        many, rule = min(SURPLUS * k, self.rows.num_rows), self.rule(k)
+        generator = torch.Generator().manual_seed(self.seed + number)
+        start: Tensor | Fit
+        if number == 0:
+            start = norm_bands(self.rows.norms, many)
+        elif number % 2 == 1:
+            start = neighbourhoods(self.rows, many, round(sum(before[0].current.ranks) / k), generator)
+        else:
+            start = random_split(self.rows.num_rows, many, generator)
+        run = Run(self.rows, "surplus", many, rule, self.p, start=start)
+        run.advance(SURPLUS_ROUNDS, self.tolerance)
+        merged = merge_clusters(run.sums.grams, [int(size) for size in run.sums.sizes], k, rule)
+        return merged.to(self.rows.device)[run.assignment]
 
 
 def _clustering(rows: Rows, run: Run) -> ProjectiveClustering:
