@@ -29,8 +29,14 @@ _HOMES = {
 
 
 @when_imported("transformers.models.auto.configuration_auto")
-def _register(_: ModuleType) -> None:
-    importlib.import_module(".configuration_projclust", __name__).register()
+def _load(_: ModuleType) -> None:
+    importlib.import_module(".configuration_projclust", __name__)
+
+
+# Not in the same hook: if this module is imported first, it is what imports Transformers' table.
+@when_imported(f"{__name__}.configuration_projclust")
+def _register(module: Any) -> None:
+    module.register()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line ``hf-projclust``: compress, info, decompress, demo.
+"""The command line ``hf-projclust``: compress, info, decompress, demo, benchmark.
 
 Each command does what the Python function of the same name does, with the same options, and writes folders
 that are whole or absent. Errors are one message on standard error and exit code 1.
@@ -25,6 +25,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Shrink the vocabulary table of any Transformers model by projective clustering.",
 )
+benchmark_app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
+app.add_typer(benchmark_app, name="benchmark")
 
 Output = Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output folder that holds something.")]
@@ -185,6 +187,66 @@ def demo(
         console = Console()
         console.print(table)
         console.print(f"Models and the plot clusters.png are in {output}", soft_wrap=True)
+
+
+@benchmark_app.command(epilog="Example: `hf-projclust benchmark solvers --output solvers.png`")
+def solvers(
+    output: Annotated[Path, typer.Option(help="Image file to write the plot of error against time to.")] = Path(
+        "solvers.png"
+    ),
+    compression: Annotated[float, typer.Option(help="Share of each table to save.")] = 0.4,
+    num_clusters: Annotated[int, typer.Option(help="Subspaces of the reference and of messi.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of all starts and tables.")] = 0,
+    device: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Where to compute, such as cuda; by default the CPU."),
+    ] = None,
+    reference_restarts: Annotated[int, typer.Option(help="Restarts of the reference on MiniLM's table.")] = 10,
+    force: Annotated[bool, typer.Option("--force", help="Replace an image that is there.")] = False,
+) -> None:
+    """Time every preset against a plain reference: MiniLM's table and synthetic ones, about five minutes."""
+    with _errors_as_messages():
+        from .demo import packaged_minilm
+        from .evaluation.solver_benchmark import benchmark_solvers, describe_machine, plot_benchmark
+
+        packaged_minilm()
+        if output.is_dir() or (output.exists() and not force):
+            raise FileExistsError(
+                f"output {str(output)!r} is there; expected a file to make. Choose another --output, or add --force."
+            )
+        if not output.resolve().parent.is_dir():
+            raise FileNotFoundError(f"output {str(output)!r} is in no folder; expected one that exists. Make it first.")
+        rows = benchmark_solvers(
+            compression=compression,
+            num_clusters=num_clusters,
+            seed=seed,
+            device=device,
+            reference_restarts=reference_restarts,
+        )
+        table = Table(
+            title=f"Solvers, compression {compression}, seed {seed}",
+            caption=f"{describe_machine(rows[0].device)}. Ratios are to the reference in this run: of all its time to "
+            "that of the solver, and to when the solver's error was first no higher than the reference's.",
+        )
+        for heading in ("table", "solver", "k", "seconds", "rounds", "peak", "error", "faster", "to equal error"):
+            table.add_column(heading, justify="left" if heading in ("table", "solver") else "right")
+        for row in rows:
+            ratio = row.times_faster_to_reference_error
+            table.add_row(
+                f"{row.table}, {row.num_rows:,} x {row.dim}",
+                row.solver,
+                str(row.num_clusters),
+                f"{row.seconds:.2f}",
+                str(row.rounds),
+                _megabytes(row.peak_bytes),
+                f"{row.relative_squared_error:.4f}",
+                f"{row.times_faster:.1f}",
+                "" if ratio is None else f"{ratio:.1f}",
+            )
+        plot_benchmark(rows, output)
+        console = Console()
+        console.print(table)
+        console.print(f"The plot is in {output}", soft_wrap=True)
 
 
 def _show_info(folder: Path) -> None:

@@ -5,6 +5,7 @@ This file knows the solvers and how a factored table is stored. It knows no mode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +96,8 @@ def factor_table(
     with logging.tqdm(desc=f"Clustering {num_tokens:,} tokens (token counts: {described})", unit=" rounds") as progress:
 
         def show(cost: float) -> None:
-            progress.set_postfix_str(f"relative error {share(cost, energy):.4f}", refresh=False)
+            if math.isfinite(cost):
+                progress.set_postfix_str(f"relative error {share(cost, energy):.4f}", refresh=False)
             progress.update()
 
         clustering = cluster(

@@ -1,9 +1,13 @@
 """The command line: what each command writes and prints, its examples, and its errors."""
 
+import functools
 import inspect
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from typer.testing import CliRunner
 
 import hf_projclust
 from hf_projclust import cli, compress
+from hf_projclust.evaluation import solver_benchmark
 from hf_projclust.sizes import measure
 
 
@@ -103,7 +108,7 @@ def test_options_of_compress_are_those_of_the_function() -> None:
 
 def test_help_lists_every_command() -> None:
     output = run("--help")
-    assert all(name in output for name in ("compress", "info", "decompress", "demo"))
+    assert all(name in output for name in ("compress", "info", "decompress", "demo", "benchmark"))
 
 
 BAD = [
@@ -204,3 +209,83 @@ def test_an_interrupt_while_saving_leaves_no_output(
     monkeypatch.setattr("hf_projclust.folders.copy_companions", interrupted)  # after the weights were written
     run("compress", base, "--output", tmp_path / "out", "--rank", 4, code=130)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["distilbert"]
+
+
+def test_info_says_how_tokens_were_counted(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("good film\nbad film\n")
+    counted = ["--token-counts", "tokenizer", "--token-counts", f"2*{tmp_path / 'corpus.txt'}"]
+    output = run("compress", base, "--output", tmp_path / "out", "--compression", 0.4, *counted)
+    assert "Token counts: ['tokenizer', '2*corpus.txt']" in output
+    assert str(tmp_path) not in (tmp_path / "out/config.json").read_text()
+    expected = compress(base, compression=0.4, token_counts=["tokenizer", f"2*{tmp_path / 'corpus.txt'}"])
+    assert equal_state_dicts(AutoModelForMaskedLM.from_pretrained(tmp_path / "out"), expected)
+
+
+INTERRUPTED = """
+import os, signal, sys
+from hf_projclust.solvers import Checkpoint
+save = Checkpoint.save
+def interrupt_after_three(self, name, state):
+    save(self, name, state)
+    interrupt_after_three.calls = getattr(interrupt_after_three, "calls", 0) + 1
+    if interrupt_after_three.calls == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+Checkpoint.save = interrupt_after_three
+from hf_projclust.cli import app
+app(sys.argv[1:])
+"""
+
+
+def test_an_interrupted_command_goes_on_from_its_checkpoint(base: Path, tmp_path: Path) -> None:
+    arguments = ["compress", str(base), "--output", "out", "--compression", "0.4", "--num-clusters", "4"]
+    arguments += ["--token-counts", "uniform", "--checkpoint", "saved"]
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["distilbert", "saved"]
+    run(*arguments)
+    expected = compress(base, compression=0.4, num_clusters=4, token_counts="uniform")
+    compressed = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(compressed.state_dict()[name], tensor, atol=1e-5, rtol=1e-4)
+    other = run(*arguments[:-2], "--seed", 1, "--checkpoint", "saved", "--force", code=1)
+    assert "belongs to another run: seed differ" in other
+
+
+def test_two_processes_write_the_model_of_one(base: Path, tmp_path: Path) -> None:
+    arguments = ["compress", str(base), "--compression", "0.4", "--num-clusters", "4", "--token-counts", "uniform"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "hf_projclust", *arguments, "--memory-limit", "150KB", "--output", "two"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Relative squared error") == 1
+    run(*arguments, "--memory-limit", "150KB", "--output", "one")
+    one, two = (AutoModelForMaskedLM.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    assert torch.equal(one.get_input_embeddings().rows, two.get_input_embeddings().rows)
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(two.state_dict()[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_benchmark_prints_a_line_a_solver_and_writes_the_plot(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = torch.randn(120, 16, generator=torch.Generator().manual_seed(0))
+    measured = functools.partial(solver_benchmark.benchmark_solvers, table=table, sizes=())
+    monkeypatch.setattr(solver_benchmark, "benchmark_solvers", measured)
+    output = run("benchmark", "solvers", "--output", "plot.png", "--num-clusters", 2, "--reference-restarts", 2)
+    for solver in ("reference, 2", "svd", "messi", "adaptive", "robust"):
+        assert solver in output
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    assert "is there; expected a file to make" in run("benchmark", "solvers", "--output", "plot.png", code=1)
+
+
+def test_options_of_the_benchmark_are_those_of_the_function() -> None:
+    function, command = (inspect.signature(f).parameters for f in (solver_benchmark.benchmark_solvers, cli.solvers))
+    options = {name: p.default for name, p in function.items() if name not in ("table", "sizes")}
+    assert {name: p.default for name, p in command.items() if name not in ("output", "force")} == options

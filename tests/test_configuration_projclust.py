@@ -45,6 +45,16 @@ print("fine")
     assert run_python(code) == "fine\n"
 
 
+@pytest.mark.parametrize("module", ["configuration_projclust", "factoring", "options", "loading", "cli"])
+def test_any_module_can_be_imported_first(module: str) -> None:
+    code = f"""
+import hf_projclust.{module}
+from transformers import AutoConfig
+print(AutoConfig.for_model("projclust").model_type)
+"""
+    assert run_python(code) == "projclust\n"
+
+
 def test_importing_after_transformers_has_loaded_registers_too() -> None:
     code = """
 from transformers import AutoConfig, AutoModel, BertModel

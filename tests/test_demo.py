@@ -15,13 +15,13 @@ from hf_projclust.evaluation.fidelity import bundled_sentences, embed_sentences,
 def test_errors_of_the_table_at_40_percent(demonstration: tuple[Path, dict[str, DemoRow]]) -> None:
     _, rows = demonstration
     assert rows["SVD"].relative_squared_error == pytest.approx(0.1498, abs=5e-5)
-    assert rows["MESSI"].relative_squared_error <= 0.1455
+    assert rows["MESSI"].relative_squared_error <= 0.1450
 
 
 def test_the_recorded_error_is_that_of_the_reloaded_model(demonstration: tuple[Path, dict[str, DemoRow]]) -> None:
     folder, rows = demonstration
     table = AutoModel.from_pretrained(packaged_minilm()).get_input_embeddings().weight.detach()
-    for name, row in [("svd", rows["SVD"]), ("messi", rows["MESSI"])]:
+    for name, row in [("svd", rows["SVD"]), ("messi", rows["MESSI"]), ("adaptive", rows["adaptive"])]:
         rebuilt = AutoModel.from_pretrained(folder / name).get_input_embeddings().dense_weight().detach()
         error = float((table - rebuilt).square().sum() / table.square().sum())
         assert error == pytest.approx(row.relative_squared_error, rel=1e-4)
@@ -30,7 +30,7 @@ def test_the_recorded_error_is_that_of_the_reloaded_model(demonstration: tuple[P
 def test_the_file_is_smaller_by_18_5_megabytes(demonstration: tuple[Path, dict[str, DemoRow]]) -> None:
     folder, rows = demonstration
     dense_bytes = (packaged_minilm() / "model.safetensors").stat().st_size
-    for name, row in [("svd", rows["SVD"]), ("messi", rows["MESSI"])]:
+    for name, row in [("svd", rows["SVD"]), ("messi", rows["MESSI"]), ("adaptive", rows["adaptive"])]:
         stored = (folder / name / "model.safetensors").stat().st_size
         assert row.sizes.model_disk_bytes == stored
         assert dense_bytes - stored >= 18_500_000
@@ -46,8 +46,8 @@ def test_cosines_are_measured_on_fifty_sentences(demonstration: tuple[Path, dict
         for path in (packaged_minilm(), folder / "messi")
     )
     assert mean_cosine(messi, dense) == pytest.approx(rows["MESSI"].cosine, abs=1e-5)
-    assert rows["SVD"].cosine < rows["MESSI"].cosine < rows["dense"].cosine == 1
-    assert rows["MESSI"].cosine > 0.9
+    assert rows["SVD"].cosine < rows["MESSI"].cosine < rows["adaptive"].cosine < rows["dense"].cosine == 1
+    assert rows["adaptive"].cosine > 0.99
 
 
 def test_mean_cosine_by_hand() -> None:

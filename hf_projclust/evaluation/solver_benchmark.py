@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import inspect
+import math
 import os
 import platform
 import threading
@@ -36,7 +37,7 @@ from ..solvers.ranks import uniform_rank
 from ..token_counts import count_tokens
 from .reference import reference_messi
 
-SIZES = ((4_000, 64, 4), (8_000, 128, 5), (16_000, 256, 6), (32_000, 384, 8))
+SIZES = ((4_000, 64, 4), (8_000, 128, 5), (16_000, 256, 6))
 SOLVERS: tuple[Preset, ...] = ("svd", "messi", "adaptive", "robust")
 _REFERENCE = "reference"
 _SAMPLE_SECONDS = 0.01
@@ -328,9 +329,10 @@ class _Watch:
         self.show()
 
     def curve(self, energy: float) -> list[tuple[float, float]]:
-        """Seconds and the least cost so far over the energy, after each round."""
+        """Seconds and the least cost so far over the energy, after each round that has one."""
         least = accumulate((cost for _, cost in self.marks), min)
-        return [(seconds, share(cost, energy)) for (seconds, _), cost in zip(self.marks, least, strict=True)]
+        found = zip(self.marks, least, strict=True)
+        return [(seconds, share(cost, energy)) for (seconds, _), cost in found if math.isfinite(cost)]
 
     def _sample(self) -> None:
         while True:
@@ -389,8 +391,8 @@ def _measure_preset(options: FactoringOptions, table: Tensor, watch: _Watch) -> 
         plain = Rows(table)
         counts, rule = clusters_to_try(plain.num_rows, plain.dim, options)
         use = count_tokens(options.token_counts, None, plain.num_rows).to(plain.device)
-        weights = row_weights(use, plain.norms, options.count_exponent, options.norm_exponent or 0.0)
-        rows = plain.weighted(weights)
+        weights = row_weights(use, plain.norms, options.count_exponent, options.norm_exponent or 0.0, p)
+        rows = plain.weighted(weights, p)
         clustering = cluster(
             rows,
             num_clusters=counts,

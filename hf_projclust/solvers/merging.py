@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .ranks import RankRule
-from .subspaces import spectrum
 
 
 def merge_clusters(grams: Tensor, sizes: list[int], num_clusters: int, rule: RankRule) -> Tensor:
@@ -47,7 +46,8 @@ def merge_clusters(grams: Tensor, sizes: list[int], num_clusters: int, rule: Ran
 
 def _residuals(gram: Tensor) -> Tensor:
     """Energy that a cluster leaves at each rank, shape (dim + 1,), on the CPU."""
-    return spectrum(gram.unsqueeze(0), torch.float32).residuals()[0].cpu()
+    values = torch.linalg.eigvalsh(gram).clamp(min=0)  # ascending
+    return torch.cat([values.new_zeros(1), values.cumsum(0)]).flip(0).cpu()
 
 
 def _cost(

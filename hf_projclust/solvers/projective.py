@@ -70,7 +70,8 @@ def cluster(
             clusters, which are merged after a few rounds.
         max_rounds: Rounds of a start, at most.
         tolerance: Stop when several rounds in a row lower the cost by a smaller share than this.
-        on_round: Called after each round, with the least cost of its start so far.
+        on_round: Called after each round, with the least cost of its start so far; infinity before its clusters are
+            merged.
         checkpoint: Where runs are saved after each round, and taken up again.
 
     Returns:
@@ -117,10 +118,13 @@ class _Search:
         def after_round(run: Run) -> None:
             if self.checkpoint is not None:
                 self.checkpoint.save(run.name, run.state())
-            if self.on_round is not None:
-                self.on_round(run.best.cost)
+            self._report(run.best.cost)
 
         run.advance(max_rounds - len(run.costs), self.tolerance, after_round)
+
+    def _report(self, cost: float) -> None:
+        if self.on_round is not None:
+            self.on_round(cost)
 
     def _begin(self, k: int, number: int, before: list[Run]) -> Run:
         """Take up a run where it was saved, or begin it."""
@@ -149,7 +153,7 @@ class _Search:
         else:
             start = random_split(self.rows.num_rows, many, generator)
         run = Run(self.rows, "surplus", many, rule, self.p, start=start)
-        run.advance(SURPLUS_ROUNDS, self.tolerance)
+        run.advance(SURPLUS_ROUNDS, self.tolerance, lambda _: self._report(float("inf")))
         merged = merge_clusters(run.sums.grams, [int(size) for size in run.sums.sizes], k, rule)
         return merged.to(self.rows.device)[run.assignment]
 
