@@ -100,6 +100,9 @@ def compress(
         from .folders import check_output, copy_companions, new_folder
 
         check_output(output, model, force=force)
+        if checkpoint is not None:
+            check_output(checkpoint, output, force=True)
+            check_output(output, checkpoint, force=force)
         compressed = compress_model(
             model,
             preset=preset,  # type: ignore[arg-type]
@@ -277,7 +280,7 @@ def _show_info(folder: Path) -> None:
     console = Console()
     console.print(clusters)
     console.print(f"Relative squared error when compressed: {solver['relative_squared_error']:.4f}")
-    console.print(f"Token counts: {_escaped(solver['token_counts'])}")
+    console.print(f"Token counts: {_escaped(solver.get('token_counts', 'uniform'))}")
     console.print(sizes)
 
 

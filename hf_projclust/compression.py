@@ -239,7 +239,7 @@ def _check_ties(modules: list[Any]) -> None:
     """Refuse modules that the configuration ties, but whose weights are not those of the table."""
     table = modules[0].weight
     for module in modules[1:]:
-        if module.weight is not table and not torch.equal(module.weight, table):
+        if module.weight is not table and (table.is_meta or not torch.equal(module.weight, table)):
             raise ValueError(
                 f"the configuration ties a {type(module).__name__} to the vocabulary table, but its weights are "
                 "others; expected equal weights. Keep both with model.config.tie_word_embeddings = False, or call "

@@ -5,6 +5,7 @@ This file knows the solvers and how a factored table is stored. It knows no mode
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,6 +128,15 @@ def factor_table(
     return Factors(layout, tensors, {**options.record(), "num_clusters": layout.num_clusters, **errors})
 
 
+def _fingerprint(table: Table, use: Tensor) -> str:
+    """A hash of some hundred rows and of the use of tokens, the same on every device and number of threads."""
+    digest = hashlib.sha256()
+    for row in range(0, table.shape[0], max(1, table.shape[0] // 128)):
+        digest.update(table[row : row + 1].cpu().float().numpy().tobytes())
+    digest.update(use.cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def row_weights(use: Tensor, norms: Tensor, count_exponent: float, norm_exponent: float, p: float = 2.0) -> Tensor:
     """What the error of each row counts: (use + 0.1)^count_exponent / norm^norm_exponent.
 
@@ -172,7 +182,10 @@ def clusters_to_try(
     smallest = 1 if options.adaptive_ranks else counts[0]
     uniform_rank(num_tokens, dim, smallest, compression)  # raises where not even one coordinate a row fits
     budget = number_budget(num_tokens, dim, compression)
-    while options.num_clusters == "auto" and 2 * counts[-1] * dim * ROWS_A_BASIS_ROW <= num_tokens:
+    most = num_tokens // (dim * ROWS_A_BASIS_ROW)
+    if not options.adaptive_ranks:
+        most = min(most, (budget - num_tokens) // dim)
+    while options.num_clusters == "auto" and 2 * counts[-1] <= most:
         counts.append(2 * counts[-1])
     if options.adaptive_ranks:
         return counts, lambda k: adaptive_ranks(budget)

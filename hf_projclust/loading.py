@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import modeling_projclust
-from .configuration_projclust import PREFIX
+from .configuration_projclust import PREFIX, ProjClustConfigMixin
 from .modeling_projclust import vocabulary_modules
 from .tables import TableFile, find_table
 
@@ -69,6 +69,11 @@ def load_model_without_table(path: str | Path) -> tuple[PreTrainedModel, TableFi
     folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(str(path)))
     config = AutoConfig.from_pretrained(folder)
     found = model_class(config)
+    if isinstance(config, ProjClustConfigMixin):
+        raise ValueError(
+            f"{str(path)!r} is compressed already; expected a dense model. Compress the dense model that it was made "
+            "from, or hf_projclust.decompress() it first."
+        )
     with torch.device("meta"):
         skeleton = found.from_config(config) if found is AutoModel else found(config)
     tables = vocabulary_modules(skeleton)

@@ -5,6 +5,7 @@ What an option means stands with ``hf_projclust.compress``. Nothing is computed 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 from collections.abc import Sequence
@@ -16,10 +17,12 @@ import torch
 from accelerate.utils import convert_file_size_to_int
 from torch import Tensor
 
+from .solvers.rows import BLOCK_NUMBERS
 from .token_counts import check_sources, describe_sources
+from .token_counts.sources import written_sources
 
 Preset = Literal["adaptive", "messi", "svd", "robust"]
-TokenCounts = str | Sequence[str] | Tensor
+TokenCounts = str | Sequence[str] | Sequence[float] | Tensor
 
 _PLAIN = {"adaptive_ranks": False, "p": 2.0, "token_counts": "uniform", "norm_exponent": 0.0}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -71,11 +74,13 @@ class FactoringOptions:
                 f"num_clusters={self.num_clusters} with preset='svd'; expected 1, since SVD is one subspace. "
                 "Use preset='messi' for several."
             )
-        self._check_count("seed", 0, "Any such number will do")
+        self._check_count("seed", 0, "Any such number up to 2**32 will do")
+        if self.seed > 2**32:
+            raise ValueError(f"seed={self.seed}; expected at most 2**32. Any smaller number will do.")
         for name in ("num_starts", "max_rounds"):
             self._check_count(name, 1, "Leave it out for the default")
         self._check_share("tolerance", "above 0 and below 1. Leave it out for the default")
-        if self.adaptive_ranks not in (None, True, False):
+        if self.adaptive_ranks is not None and not isinstance(self.adaptive_ranks, bool):
             raise ValueError(f"adaptive_ranks={self.adaptive_ranks!r}; expected True or False.")
         if self.p is not None:
             self._check_number("p", 1, 2, "from 1 (robust) to 2 (least squares)")
@@ -87,12 +92,15 @@ class FactoringOptions:
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if isinstance(self.token_counts, list | tuple) and [type(value) for value in self.token_counts] == [str]:
+            object.__setattr__(self, "token_counts", self.token_counts[0])
         check_sources(self.token_counts)
 
     @property
     def needs_no_tokenizer(self) -> bool:
         """Whether the use of tokens is known without one."""
-        return not isinstance(self.token_counts, str | list | tuple) or self.token_counts == "uniform"
+        written = written_sources(self.token_counts)
+        return written is None or all(source == "uniform" for source in written)
 
     def record(self) -> dict[str, Any]:
         """The options as a configuration keeps them, of JSON types."""
@@ -159,18 +167,19 @@ class Resources:
         """Refuse what no machine has, before a model is loaded."""
         if self.device is not None:
             try:
-                torch.empty(0, device=self.device)
+                float(torch.ones(1, device=self.device).sum())
             except (RuntimeError, AssertionError, TypeError) as error:
                 raise ValueError(
                     f"device={self.device!r} cannot be used here ({str(error).splitlines()[0]}); expected one that "
                     "torch finds, such as 'cpu' or 'cuda'. Leave it out for the device of the model."
                 ) from error
         if self.memory_limit is not None:
-            try:
-                size_bytes = convert_file_size_to_int(self.memory_limit)
-            except ValueError:
-                size_bytes = 0
-            if isinstance(self.memory_limit, bool) or size_bytes < 1:
+            size_bytes = 0
+            if isinstance(self.memory_limit, int | str) and not isinstance(self.memory_limit, bool):
+                is_digits = isinstance(self.memory_limit, str) and self.memory_limit.isdecimal()
+                with contextlib.suppress(ValueError):
+                    size_bytes = int(self.memory_limit) if is_digits else convert_file_size_to_int(self.memory_limit)
+            if size_bytes < 1:
                 raise ValueError(
                     f"memory_limit={self.memory_limit!r}; expected bytes, or a size such as '1GB' or '500MiB'."
                 )
@@ -201,7 +210,7 @@ class Resources:
                 f"{num_rows:,} x {dim}, with {num_clusters} clusters; expected at least {least:,}, about "
                 f"{math.ceil(least / 1e6)}MB. Raise the limit, or use fewer clusters."
             )
-        return (int(self.memory_limit) - fixed) // a_row
+        return min((int(self.memory_limit) - fixed) // a_row, max(1, BLOCK_NUMBERS // dim))
 
 
 LEAST_BLOCK_ROWS = 256
@@ -210,4 +219,4 @@ _BYTES_A_ROW = 128
 # Sums in float64 and eigenvectors in float32, of three runs that race, of their best fits, and of a change.
 _BYTES_A_GRAM_ENTRY = 80
 # A block as it is stored, computed, weighted, moved from and to, and its products with a basis.
-_BYTES_A_BLOCK_ENTRY = 32
+_BYTES_A_BLOCK_ENTRY = 48

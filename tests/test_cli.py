@@ -256,7 +256,7 @@ def test_two_processes_write_the_model_of_one(base: Path, tmp_path: Path) -> Non
     arguments = ["compress", str(base), "--compression", "0.4", "--num-clusters", "4", "--token-counts", "uniform"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*launch, "-m", "hf_projclust", *arguments, "--memory-limit", "150KB", "--output", "two"],
+        [*launch, "-m", "hf_projclust", *arguments, "--memory-limit", "250KB", "--output", "two"],
         capture_output=True,
         text=True,
         check=False,
@@ -265,7 +265,7 @@ def test_two_processes_write_the_model_of_one(base: Path, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Relative squared error") == 1
-    run(*arguments, "--memory-limit", "150KB", "--output", "one")
+    run(*arguments, "--memory-limit", "250KB", "--output", "one")
     one, two = (AutoModelForMaskedLM.from_pretrained(tmp_path / name) for name in ("one", "two"))
     assert torch.equal(one.get_input_embeddings().rows, two.get_input_embeddings().rows)
     for name, tensor in one.state_dict().items():

@@ -17,7 +17,7 @@ OPTIONS = {"num_clusters": 3, "compression": 0.4, "token_counts": "uniform"}
 @pytest.mark.parametrize("shard_size", ["1GB", "4KB"])
 def test_a_limit_on_memory_gives_the_same_model(tiny: Tiny, shard_size: str, tmp_path: Path) -> None:
     tiny.build().save_pretrained(tmp_path, max_shard_size=shard_size)
-    whole, limited = (compress(tmp_path, **OPTIONS, memory_limit=limit) for limit in (None, "150KB"))
+    whole, limited = (compress(tmp_path, **OPTIONS, memory_limit=limit) for limit in (None, "250KB"))
     assert type(limited) is type(whole)
     assert limited.get_input_embeddings().layout == whole.get_input_embeddings().layout
     states = whole.state_dict(), limited.state_dict()
@@ -31,7 +31,7 @@ def test_a_limit_on_memory_gives_the_same_model(tiny: Tiny, shard_size: str, tmp
 
 def test_a_limit_on_memory_reads_a_model_in_memory_in_blocks_too() -> None:
     dense = TINY_MODELS["bert"].build()
-    whole, limited = (compress(dense, **OPTIONS, memory_limit=limit) for limit in (None, "150KB"))
+    whole, limited = (compress(dense, **OPTIONS, memory_limit=limit) for limit in (None, "250KB"))
     assert torch.equal(whole.get_input_embeddings().rows, limited.get_input_embeddings().rows)
 
 
@@ -100,5 +100,5 @@ def test_slices_of_a_file_are_those_of_the_tensor(tmp_path: Path) -> None:
 
 def test_equal_arguments_give_equal_models_from_a_file(tmp_path: Path) -> None:
     TINY_MODELS["t5"].build().save_pretrained(tmp_path)
-    first, second = (compress(tmp_path, **OPTIONS, memory_limit="150KB") for _ in range(2))
+    first, second = (compress(tmp_path, **OPTIONS, memory_limit="250KB") for _ in range(2))
     assert equal_state_dicts(first, second)

@@ -131,7 +131,13 @@ class _Search:
         name, rule = f"clusters-{k}-start-{number}", self.rule(k)
         saved = None if self.checkpoint is None else self.checkpoint.states.get(name)
         if saved is not None:
-            return Run(self.rows, name, k, rule, self.p, saved=saved)
+            try:
+                return Run(self.rows, name, k, rule, self.p, saved=saved)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"the checkpoint's {name}.pt is damaged ({error!r}); expected a run that was saved there. Delete "
+                    "the folder to begin again."
+                ) from error
         start: Tensor | Fit
         if k > 1:
             start = self._merged_start(k, number, before)

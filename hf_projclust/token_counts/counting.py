@@ -93,11 +93,13 @@ def _check_tokenizer(sources: list[Source], tokenizer: PreTrainedTokenizerBase |
                 'token_counts="uniform".'
             )
         return
+    if all(source.kind == "uniform" for source in sources):
+        return
     num_ids = max(tokenizer.get_vocab().values(), default=-1) + 1
     if num_ids > vocab_size:
         raise ValueError(
             f"the tokenizer has ids for {num_ids:,} tokens and the table {vocab_size:,} rows; expected a row for each. "
-            "Use the tokenizer of this model, or resize the model's embeddings first."
+            "Use the tokenizer of this model, resize the model's embeddings first, or give token_counts='uniform'."
         )
 
 
