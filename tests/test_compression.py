@@ -23,8 +23,9 @@ def reference_table(model: nn.Module) -> torch.Tensor:
     layout = embedding.layout
     stored, coefficient_at, basis_at = [], 0, 0
     for size, rank in zip(layout.cluster_sizes, layout.cluster_ranks, strict=True):
-        basis = embedding.bases[basis_at : basis_at + rank]
-        basis_at += rank
+        is_whole = rank == layout.dim  # its rows are kept as they are, without a basis
+        basis = torch.eye(rank) if is_whole else embedding.bases[basis_at : basis_at + rank]
+        basis_at += 0 if is_whole else rank
         for _ in range(size):
             stored.append(embedding.coefficients[coefficient_at : coefficient_at + rank] @ basis)
             coefficient_at += rank
@@ -70,15 +71,16 @@ def test_save_and_reload_is_bit_equal_and_complete(tiny: Tiny, tmp_path: Path) -
 def test_a_training_step_moves_every_factor_of_every_cluster(tiny: Tiny) -> None:
     model = compress(tiny.build(), num_clusters=3, compression=0.4).train()
     embedding = model.get_input_embeddings()
-    before = [tuple(part.detach().clone() for part in block) for block in embedding.blocks()]
+    before = [part.detach().clone() for block in embedding.blocks() for part in block if part is not None]
     inputs = tiny.inputs()
     output = model(**inputs)[0]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     output.square().sum().backward()
     optimizer.step()
-    for (coefficients, basis), (old_coefficients, old_basis) in zip(embedding.blocks(), before, strict=True):
-        assert not torch.equal(coefficients, old_coefficients)
-        assert not torch.equal(basis, old_basis)
+    after = [part for block in embedding.blocks() for part in block if part is not None]
+    assert len(after) > len(embedding.layout.cluster_sizes)
+    for old, new in zip(before, after, strict=True):
+        assert not torch.equal(old, new)
     for table in factored_tables(model).values():  # tied modules still share the factors
         assert table.coefficients is embedding.coefficients
         assert table.bases is embedding.bases
@@ -219,7 +221,6 @@ def test_same_seed_same_model_and_another_seed_another() -> None:
     [
         {"num_starts": 1},
         {"max_rounds": 1},
-        {"tolerance": 0.9},
         {"seed": 5},
         {"num_clusters": 3},
         {"adaptive_ranks": False},

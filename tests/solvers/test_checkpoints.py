@@ -1,6 +1,7 @@
 """Checkpoints: an interrupted clustering goes on where it was, and what is no checkpoint of it is refused."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ def clustered(
     seen = [] if seen is None else seen
 
     def on_round(cost: float) -> None:
+        if math.isinf(cost):  # a start that is still being prepared, which is not saved
+            return
         seen.append(cost)
         if len(seen) == stop_after:
             raise KeyboardInterrupt
