@@ -72,5 +72,5 @@ def test_figures_are_those_of_the_demonstration(demonstration: tuple[Path, dict[
         assert parameters == f"{row.sizes.table_parameters:,}"
         assert megabytes == f"{row.sizes.model_disk_bytes / 1e6:.1f}"
         # Another machine rounds differently, and then clusters a little differently.
-        assert float(error) == pytest.approx(row.relative_squared_error, abs=4e-4)
+        assert float(error) == pytest.approx(row.relative_squared_error, abs=3e-3)
         assert float(cosine) == pytest.approx(row.cosine, abs=0.01)
