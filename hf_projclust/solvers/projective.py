@@ -24,6 +24,7 @@ from .starts import neighbourhoods, norm_bands, random_split
 RACE_ROUNDS = 3
 SURPLUS = 2
 SURPLUS_ROUNDS = 3
+MOST_MERGED = 16  # merging takes time in k^3, and gains little where clusters are many
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def cluster(
         seed: Seed of the random starts. Equal arguments on one machine give equal results.
         num_starts: Starts that race for a few rounds; the best one is finished. The first splits rows by their
             norm; then neighbourhoods of random rows and random splits take turns. Each begins with twice as many
-            clusters, which are merged after a few rounds.
+            clusters, up to 32, which are merged after a few rounds.
         max_rounds: Rounds of a start, at most.
         tolerance: Stop when several rounds in a row lower the cost by a smaller share than this.
         on_round: Called after each round, with the least cost of its start so far; infinity before its clusters are
@@ -149,7 +150,7 @@ class _Search:
 
     def _merged_start(self, k: int, number: int, before: list[Run]) -> Tensor:
         """A few rounds of more clusters than asked for, merged: cluster of each row, shape (n,)."""
-        many, rule = min(SURPLUS * k, self.rows.num_rows), self.rule(k)
+        many, rule = min(SURPLUS * k if k <= MOST_MERGED else k, self.rows.num_rows), self.rule(k)
         generator = torch.Generator().manual_seed(self.seed + number)
         start: Tensor | Fit
         if number == 0:
