@@ -85,12 +85,7 @@ def factor_table(
     energy = float(rows.norms.pow(p).sum())
     checkpoint = None
     if resources.checkpoint is not None:
-        owner = {
-            **options.record(),
-            "rows": num_tokens,
-            "dim": dim,
-            "weighted_energy": float(rows.norms.square().sum()),
-        }
+        owner = {**options.record(), "rows": num_tokens, "dim": dim, "table": _fingerprint(table, use)}
         checkpoint = Checkpoint(resources.checkpoint, owner)
 
     described = options.record()["token_counts"]

@@ -241,6 +241,17 @@ def test_every_option_reaches_the_solver(option: dict) -> None:
     assert changed.config.projclust["solver"][name] == value
 
 
+def test_a_checkpoint_of_another_table_or_other_counts_is_refused(tmp_path: Path) -> None:
+    options = {"num_clusters": 3, "compression": 0.4, "checkpoint": tmp_path / "saved"}
+    dense, other = TINY_MODELS["bert"].build(), TINY_MODELS["bert"].build(seed=1)
+    counts = torch.arange(VOCAB_SIZE)
+    first = compress(dense, **options, token_counts=counts)
+    assert equal_state_dicts(first, compress(dense, **options, token_counts=counts))
+    for model, given in ((other, counts), (dense, counts.flip(0))):
+        with pytest.raises(ValueError, match="belongs to another run: table differ"):
+            compress(model, **options, token_counts=given)
+
+
 def test_a_preset_is_the_combination_of_options_that_it_names() -> None:
     dense = TINY_MODELS["bert"].build()
     for preset, options in PRESETS.items():
