@@ -244,14 +244,14 @@ def test_a_watch_sees_memory_that_is_held_for_a_while_and_each_round() -> None:
     shown: list[bool] = []
     watch = solver_benchmark._Watch(torch.device("cpu"), lambda: shown.append(True))
     with watch:
-        for cost in (4.0, 5.0, 2.0):
-            watch.mark(cost)
+        for error in (0.5, 0.625, 0.25):
+            watch.mark(error)
         held = torch.ones(2**24)  # 64 MiB
         time.sleep(0.2)
         del held
     assert watch.peak_bytes >= 60 * 2**20
     assert len(shown) == 3
-    assert [error for _, error in watch.curve(8)] == [0.5, 0.5, 0.25]
+    assert [error for _, error in watch.curve()] == [0.5, 0.5, 0.25]
 
 
 def test_a_plot_is_written(tiny_rows: list[BenchmarkRow], tmp_path: Path) -> None:

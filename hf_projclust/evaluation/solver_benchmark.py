@@ -28,11 +28,10 @@ from transformers.utils import logging
 
 from ..compression import compress
 from ..demo import packaged_minilm
-from ..factoring import clusters_to_try, row_weights
+from ..factoring import cluster_table, clusters_to_try
 from ..loading import load_model
 from ..options import FactoringOptions, Preset, Resources
 from ..packing import pack, share
-from ..solvers import Rows, cluster
 from ..solvers.ranks import uniform_rank
 from ..token_counts import count_tokens
 from .reference import reference_messi
@@ -288,7 +287,7 @@ class _Watch:
 
     Attributes:
         seconds: Time from entry to exit.
-        marks: Seconds and cost after each round.
+        marks: Seconds and error after each round.
         peak_bytes: The most memory above the level at entry.
     """
 
@@ -323,16 +322,16 @@ class _Watch:
             self._is_over.set()
             self._sampler.join()
 
-    def mark(self, cost: float) -> None:
+    def mark(self, error: float) -> None:
         """Note the end of a round."""
-        self.marks.append((time.perf_counter() - self._begin, cost))
+        self.marks.append((time.perf_counter() - self._begin, error))
         self.show()
 
-    def curve(self, energy: float) -> list[tuple[float, float]]:
-        """Seconds and the least cost so far over the energy, after each round that has one."""
-        least = accumulate((cost for _, cost in self.marks), min)
+    def curve(self) -> list[tuple[float, float]]:
+        """Seconds and the least error so far, after each round that has one."""
+        least = accumulate((error for _, error in self.marks), min)
         found = zip(self.marks, least, strict=True)
-        return [(seconds, share(cost, energy)) for (seconds, _), cost in found if math.isfinite(cost)]
+        return [(seconds, error) for (seconds, _), error in found if math.isfinite(error)]
 
     def _sample(self) -> None:
         while True:
@@ -371,6 +370,7 @@ def _run_case(case: _Case, table: Tensor, number: int, progress: Any) -> list[Be
 
 def _measure_reference(case: _Case, table: Tensor, watch: _Watch) -> _Measured:
     rank = uniform_rank(case.num_rows, case.dim, case.num_clusters, case.compression)
+    energy = float(table.double().square().sum())
     with watch:
         cost, _, bases = reference_messi(
             table,
@@ -378,34 +378,21 @@ def _measure_reference(case: _Case, table: Tensor, watch: _Watch) -> _Measured:
             rank=rank,
             num_restarts=case.restarts,
             seed=case.seed,
-            on_round=watch.mark,
+            on_round=lambda cost: watch.mark(share(cost, energy)),
         )
-    energy = float(table.double().square().sum())
     name = f"{_REFERENCE}, {case.restarts} restart{'s' if case.restarts > 1 else ''}"
-    return _Measured(name, len(bases), share(cost, energy), watch.curve(energy), watch)
+    return _Measured(name, len(bases), share(cost, energy), watch.curve(), watch)
 
 
 def _measure_preset(options: FactoringOptions, table: Tensor, watch: _Watch) -> _Measured:
     p = options.p or 2.0
     with watch:
-        plain = Rows(table)
-        counts, rule = clusters_to_try(plain.num_rows, plain.dim, options)
-        use = count_tokens(options.token_counts, None, plain.num_rows).to(plain.device)
-        weights = row_weights(use, plain.norms, options.count_exponent, options.norm_exponent or 0.0, p)
-        rows = plain.weighted(weights, p)
-        clustering = cluster(
-            rows,
-            num_clusters=counts,
-            rule=rule,
-            p=p,
-            seed=options.seed,
-            num_starts=options.num_starts,
-            max_rounds=options.max_rounds,
-            tolerance=options.tolerance,
-            on_round=watch.mark,
+        use = count_tokens(options.token_counts, None, len(table))
+        found = cluster_table(
+            table, options, Resources(device=None, memory_limit=None, checkpoint=None), use, watch.mark
         )
-    layout, _, errors = pack(plain, weights, clustering, p)
-    curve = watch.curve(float(rows.norms.square().sum())) if p == 2 else []
+    layout, _, errors = pack(found.rows, found.weights, found.clustering, p)
+    curve = watch.curve() if p == 2 else []
     return _Measured(options.preset, layout.num_clusters, errors["relative_squared_error"], curve, watch)
 
 
