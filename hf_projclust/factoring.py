@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .configuration_projclust import FactorLayout
-from .options import FactoringOptions, Resources
+from .options import FactoringOptions
 from .packing import pack, share
+from .resources import Resources
 from .solvers import (
     Checkpoint,
     ProjectiveClustering,

@@ -30,8 +30,9 @@ from ..compression import compress
 from ..demo import packaged_minilm
 from ..factoring import cluster_table, clusters_to_try
 from ..loading import load_model
-from ..options import FactoringOptions, Preset, Resources
+from ..options import FactoringOptions, Preset
 from ..packing import pack, share
+from ..resources import Resources
 from ..solvers.ranks import uniform_rank
 from ..token_counts import count_tokens
 from .reference import reference_messi

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hf_projclust.factoring import Factors, factor_table
-from hf_projclust.options import FactoringOptions, Resources
+from hf_projclust.options import FactoringOptions
+from hf_projclust.resources import Resources
 from hf_projclust.solvers import ProjectiveClustering, Rows, adaptive_ranks, cluster, equal_ranks
 from hf_projclust.solvers.ranks import number_budget, stored_numbers
 from hf_projclust.tables import TableFile
