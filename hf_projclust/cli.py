@@ -210,7 +210,9 @@ def solvers(
     """Time every preset against a plain reference: MiniLM's table and synthetic ones, about five minutes."""
     with _errors_as_messages():
         from .demo import packaged_minilm
-        from .evaluation.solver_benchmark import benchmark_solvers, describe_machine, plot_benchmark
+        from .evaluation.machine import describe_machine
+        from .evaluation.plots import plot_benchmark
+        from .evaluation.solver_benchmark import benchmark_solvers
 
         packaged_minilm()
         if output.is_dir() or (output.exists() and not force):

@@ -11,15 +11,13 @@ from conftest import TINY_MODELS
 
 from hf_projclust import compress
 from hf_projclust.evaluation import solver_benchmark
+from hf_projclust.evaluation.machine import describe_machine
+from hf_projclust.evaluation.plots import plot_benchmark
 from hf_projclust.evaluation.reference import reference_messi
-from hf_projclust.evaluation.solver_benchmark import (
-    SOLVERS,
-    BenchmarkRow,
-    benchmark_solvers,
-    describe_machine,
-    plot_benchmark,
-    synthetic_table,
-)
+from hf_projclust.evaluation.solver_benchmark import benchmark_solvers
+from hf_projclust.evaluation.solver_runs import SOLVERS, BenchmarkRow
+from hf_projclust.evaluation.synthetic import synthetic_table
+from hf_projclust.evaluation.watch import Watch
 
 
 def test_the_reference_by_hand() -> None:
@@ -189,7 +187,7 @@ def test_the_reference_gets_the_rank_of_the_preset() -> None:
 
 
 def test_by_default_the_table_is_that_of_the_packaged_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solver_benchmark, "_run_case", lambda case, table, number, progress: [(case, table)])
+    monkeypatch.setattr(solver_benchmark, "run_case", lambda case, table, number, progress: [(case, table)])
     (case, table), _ = benchmark_solvers(sizes=[(64, 8, 2)])
     assert (case.name, case.restarts) == ("all-MiniLM-L6-v2", 10)
     assert table.shape == (30522, 384)
@@ -217,7 +215,7 @@ def test_by_default_the_table_is_that_of_the_packaged_model(monkeypatch: pytest.
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(given: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solver_benchmark, "_run_case", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(solver_benchmark, "run_case", lambda *_: pytest.fail("it ran"))
     with pytest.raises(ValueError, match=message):
         benchmark_solvers(**{"table": torch.ones(64, 8), "sizes": [(64, 8, 2)], **given})
 
@@ -242,7 +240,7 @@ def test_synthetic_tables_are_unions_of_subspaces_with_norms_that_vary() -> None
 
 def test_a_watch_sees_memory_that_is_held_for_a_while_and_each_round() -> None:
     shown: list[bool] = []
-    watch = solver_benchmark._Watch(torch.device("cpu"), lambda: shown.append(True))
+    watch = Watch(torch.device("cpu"), lambda: shown.append(True))
     with watch:
         for error in (0.5, 0.625, 0.25):
             watch.mark(error)
