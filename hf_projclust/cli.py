@@ -30,6 +30,11 @@ app.add_typer(benchmark_app, name="benchmark")
 
 Output = Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output folder that holds something.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random starts.")]
+Device = Annotated[
+    Optional[str],  # noqa: UP045 (typer reads this on Python 3.10 too)
+    typer.Option(help="Where to compute, such as cuda; by default the CPU."),
+]
 
 
 @app.command(
@@ -43,7 +48,7 @@ def compress(
         str, typer.Option(help="adaptive, messi (subspaces of one rank), svd (one) or robust (one, l_1).")
     ] = "adaptive",
     num_clusters: Annotated[
-        Optional[str],  # noqa: UP045 (typer reads this on Python 3.10 too)
+        Optional[str],  # noqa: UP045
         typer.Option(help="Number of subspaces, or auto; by preset: auto, 5, 1, 1.", metavar="INTEGER|auto"),
     ] = None,
     compression: Annotated[
@@ -76,14 +81,11 @@ def compress(
         Optional[float],  # noqa: UP045
         typer.Option(help="Errors count by norm to minus this power; by preset: 1, 0, 0, 0."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random starts.")] = 0,
+    seed: Seed = 0,
     num_starts: Annotated[int, typer.Option(help="Starts that race.")] = 2,
     max_rounds: Annotated[int, typer.Option(help="Rounds of clustering of a start, at most.")] = 100,
     tolerance: Annotated[float, typer.Option(help="Stop when rounds gain a smaller share than this.")] = 3e-4,
-    device: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Where to compute, such as cuda; by default the CPU."),
-    ] = None,
+    device: Device = None,
     memory_limit: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Memory for the clustering, such as 1GB; the table then stays in its file."),
@@ -160,7 +162,7 @@ def decompress(
 @app.command(epilog="Example: `hf-projclust demo --output projclust-demo`")
 def demo(
     output: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")] = Path("projclust-demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the clustering.")] = 0,
+    seed: Seed = 0,
     force: Force = False,
 ) -> None:
     """Compress the packaged all-MiniLM-L6-v2 by 40 % with SVD, MESSI and adaptive ranks, and compare."""
@@ -200,10 +202,7 @@ def solvers(
     compression: Annotated[float, typer.Option(help="Share of each table to save.")] = 0.4,
     num_clusters: Annotated[int, typer.Option(help="Subspaces of the reference and of messi.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of all starts and tables.")] = 0,
-    device: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Where to compute, such as cuda; by default the CPU."),
-    ] = None,
+    device: Device = None,
     reference_restarts: Annotated[int, typer.Option(help="Restarts of the reference on MiniLM's table.")] = 10,
     force: Annotated[bool, typer.Option("--force", help="Replace an image that is there.")] = False,
 ) -> None:
