@@ -99,12 +99,12 @@ def compress(
     """Factor the vocabulary table of MODEL and write the model to a folder, tokenizer included."""
     with _errors_as_messages(), _all_processes(device) as is_main:
         from .compression import compress as compress_model
-        from .folders import check_output, copy_companions, new_folder
+        from .folders import check_apart, check_output, copy_companions, new_folder
 
         check_output(output, model, force=force)
         if checkpoint is not None:
-            check_output(checkpoint, output, force=True)
-            check_output(output, checkpoint, force=force)
+            check_apart(output, checkpoint)
+            check_output(checkpoint, model, force=True)
         compressed = compress_model(
             model,
             preset=preset,  # type: ignore[arg-type]

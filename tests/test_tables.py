@@ -59,6 +59,12 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
         compress(tmp_path, **OPTIONS, memory_limit="1MB")
 
 
+def test_a_compressed_folder_is_refused(tmp_path: Path) -> None:
+    compress(TINY_MODELS["bert"].build(), **OPTIONS).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is compressed already; expected a dense model. Compress the dense"):
+        compress(tmp_path, **OPTIONS, memory_limit="1MB")
+
+
 def test_a_checkpoint_without_the_table_is_refused(tmp_path: Path) -> None:
     TINY_MODELS["bert"].build().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"no table of 97 tokens under the name other.weight; expected.*Leave"):

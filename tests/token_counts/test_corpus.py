@@ -79,6 +79,15 @@ def test_corpora_without_text_or_of_other_encodings_are_refused(tmp_path: Path) 
         check_sources(str(tmp_path / "latin.txt"))
 
 
+@pytest.mark.parametrize("size_bytes", [None, 300])  # whole, and cut off within its numbers
+def test_a_file_of_tensors_is_refused_whole_or_damaged(tmp_path: Path, size_bytes: int | None) -> None:
+    path = tmp_path / "counts.pt"
+    torch.save(torch.arange(1000), path)
+    path.write_bytes(path.read_bytes()[:size_bytes])
+    with pytest.raises(ValueError, match="is not UTF-8.*expected plain UTF-8 text"):
+        check_sources(str(path))
+
+
 # Data sets
 
 
