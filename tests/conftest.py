@@ -132,16 +132,7 @@ TINY_MODELS = {
     # an embedding class whose scale is a buffer that is in no file
     "gemma3": Tiny(
         Gemma3ForCausalLM,
-        Gemma3TextConfig(
-            vocab_size=VOCAB_SIZE,
-            hidden_size=WIDTH,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            intermediate_size=24,
-            max_position_embeddings=40,
-        ),
+        Gemma3TextConfig(**_ENCODER, num_key_value_heads=1, head_dim=8),
         ("model.embed_tokens", "lm_head"),
     ),
 }
