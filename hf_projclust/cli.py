@@ -31,6 +31,11 @@ app.add_typer(benchmark_app, name="benchmark")
 
 Output = Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output folder that holds something.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random starts.")]
+Device = Annotated[
+    Optional[str],  # noqa: UP045 (typer reads this on Python 3.10 too)
+    typer.Option(help="Where to compute, such as cuda; by default the CPU."),
+]
 
 
 @app.command(
@@ -50,7 +55,7 @@ def compress(
         str, typer.Option(help="adaptive, messi (subspaces of one rank), svd (one) or robust (one, l_1).")
     ] = "adaptive",
     num_clusters: Annotated[
-        Optional[str],  # noqa: UP045 (typer reads this on Python 3.10 too)
+        Optional[str],  # noqa: UP045
         typer.Option(help="Number of subspaces, or auto; by preset: auto, 5, 1, 1.", metavar="INTEGER|auto"),
     ] = None,
     compression: Annotated[
@@ -83,14 +88,11 @@ def compress(
         Optional[float],  # noqa: UP045
         typer.Option(help="Errors count by norm to minus this power; by preset: 1, 0, 0, 0."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random starts.")] = 0,
+    seed: Seed = 0,
     num_starts: Annotated[int, typer.Option(help="Starts that race.")] = 2,
     max_rounds: Annotated[int, typer.Option(help="Rounds of clustering of a start, at most.")] = 100,
     tolerance: Annotated[float, typer.Option(help="Stop when rounds gain a smaller share than this.")] = 3e-4,
-    device: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Where to compute, such as cuda; by default the CPU."),
-    ] = None,
+    device: Device = None,
     memory_limit: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Memory for the clustering, such as 1GB; the table then stays in its file."),
@@ -104,12 +106,12 @@ def compress(
     """Factor the vocabulary table of MODEL and write the model to a folder, tokenizer included."""
     with _errors_as_messages(), _all_processes(device) as is_main:
         from .compression import compress as compress_model
-        from .folders import check_output, copy_companions, new_folder
+        from .folders import check_apart, check_output, copy_companions, new_folder
 
         check_output(output, model, force=force)
         if checkpoint is not None:
-            check_output(checkpoint, output, force=True)
-            check_output(output, checkpoint, force=force)
+            check_apart(output, checkpoint)
+            check_output(checkpoint, model, force=True)
         compressed = compress_model(
             model,
             embedding=embedding,
@@ -169,7 +171,7 @@ def decompress(
 @app.command(epilog="Example: `hf-projclust demo --output projclust-demo`")
 def demo(
     output: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")] = Path("projclust-demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the clustering.")] = 0,
+    seed: Seed = 0,
     force: Force = False,
 ) -> None:
     """Compress the packaged all-MiniLM-L6-v2 by 40 % with SVD, MESSI and adaptive ranks, and compare."""
@@ -209,17 +211,16 @@ def solvers(
     compression: Annotated[float, typer.Option(help="Share of each table to save.")] = 0.4,
     num_clusters: Annotated[int, typer.Option(help="Subspaces of the reference and of messi.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of all starts and tables.")] = 0,
-    device: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Where to compute, such as cuda; by default the CPU."),
-    ] = None,
+    device: Device = None,
     reference_restarts: Annotated[int, typer.Option(help="Restarts of the reference on MiniLM's table.")] = 10,
     force: Annotated[bool, typer.Option("--force", help="Replace an image that is there.")] = False,
 ) -> None:
     """Time every preset against a plain reference: MiniLM's table and synthetic ones, about five minutes."""
     with _errors_as_messages():
         from .demo import packaged_minilm
-        from .evaluation.solver_benchmark import benchmark_solvers, describe_machine, plot_benchmark
+        from .evaluation.machine import describe_machine
+        from .evaluation.plots import plot_benchmark
+        from .evaluation.solver_benchmark import benchmark_solvers
 
         packaged_minilm()
         if output.is_dir() or (output.exists() and not force):

@@ -29,7 +29,8 @@ from .modeling_projclust import (
     projclust_model_class,
     vocabulary_modules,
 )
-from .options import FactoringOptions, Preset, Resources, TokenCounts
+from .options import FactoringOptions, Preset, TokenCounts
+from .resources import Resources
 from .solvers import Table
 
 logger = logging.get_logger(__name__)

@@ -17,10 +17,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .configuration_projclust import FactorLayout
-from .options import FactoringOptions, Resources
+from .options import FactoringOptions
 from .packing import pack, share
+from .resources import Resources
 from .solvers import (
     Checkpoint,
+    ProjectiveClustering,
     RankRule,
     Rows,
     Table,
@@ -73,42 +75,19 @@ def factor_table(
         ValueError: If the table is not finite, or too small for the options, or its factors overflow its dtype, or
             the limit on memory is too small for it.
     """
-    (num_tokens, dim), p = table.shape, options.p or 2.0
-    counts, rule = clusters_to_try(num_tokens, dim, options)
+    num_tokens, dim = table.shape
+    clusters_to_try(num_tokens, dim, options)  # refuses what cannot be done before tokens are counted
     use = count_tokens(options.token_counts, tokenizer, num_tokens)
-    if isinstance(table, Tensor) and resources.device is not None:
-        table = table.to(resources.device)
-    plain = Rows(table, device=resources.device, block_rows=resources.block_rows(num_tokens, dim, counts[-1]))
-    _check_finite(plain.norms)
-    weights = row_weights(use.to(plain.device), plain.norms, options.count_exponent, options.norm_exponent or 0.0, p)
-    rows = plain.weighted(weights, p)
-    energy = float(rows.norms.pow(p).sum())
-    checkpoint = None
-    if resources.checkpoint is not None:
-        owner = {**options.record(), "rows": num_tokens, "dim": dim, "table": _fingerprint(table, use)}
-        checkpoint = Checkpoint(resources.checkpoint, owner)
-
     described = options.record()["token_counts"]
     with logging.tqdm(desc=f"Clustering {num_tokens:,} tokens (token counts: {described})", unit=" rounds") as progress:
 
-        def show(cost: float) -> None:
-            if math.isfinite(cost):
-                progress.set_postfix_str(f"relative error {share(cost, energy):.4f}", refresh=False)
+        def show(error: float) -> None:
+            if math.isfinite(error):
+                progress.set_postfix_str(f"relative error {error:.4f}", refresh=False)
             progress.update()
 
-        clustering = cluster(
-            rows,
-            num_clusters=counts,
-            rule=rule,
-            p=p,
-            seed=options.seed,
-            num_starts=options.num_starts,
-            max_rounds=options.max_rounds,
-            tolerance=options.tolerance,
-            on_round=show,
-            checkpoint=checkpoint,
-        )
-    layout, tensors, errors = pack(plain, weights, clustering, p)
+        found = cluster_table(table, options, resources, use, show)
+    layout, tensors, errors = pack(found.rows, found.weights, found.clustering, options.p or 2.0)
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(
             f"the factors do not fit in {table.dtype}: some are beyond its largest number. Expected a table whose rows "
@@ -121,6 +100,73 @@ def factor_table(
             f"{num_tokens * dim:,}",
         )
     return Factors(layout, tensors, {**options.record(), "num_clusters": layout.num_clusters, **errors})
+
+
+@dataclass(frozen=True)
+class ClusteredTable:
+    """A table whose rows are clustered, before it is packed.
+
+    Attributes:
+        rows: The table, unweighted.
+        weights: What the error of each row counts, shape (n,).
+        clustering: The clusters of the weighted rows, and their bases.
+    """
+
+    rows: Rows
+    weights: Tensor
+    clustering: ProjectiveClustering
+
+
+def cluster_table(
+    table: Table,
+    options: FactoringOptions,
+    resources: Resources,
+    use: Tensor,
+    on_round: Callable[[float], None] | None = None,
+) -> ClusteredTable:
+    """Cluster the rows of a table, each weighted by the use of its token and its norm.
+
+    Args:
+        table: Rows, shape (n, dim), of any floating dtype: a tensor, or a file that is read in blocks.
+        options: How to factor it.
+        resources: What may be used for it.
+        use: Share of each token in running text, shape (n,), float64.
+        on_round: Called after each round, with the least cost of its start so far as a share of the cost of rows of
+            zeros; infinity before its clusters are merged.
+
+    Returns:
+        The rows, their weights and their clustering.
+
+    Raises:
+        ValueError: If the table is not finite, or too small for the options, or the limit on memory is too small for
+            it, or the checkpoint is of another run.
+    """
+    (num_tokens, dim), p = table.shape, options.p or 2.0
+    counts, rule = clusters_to_try(num_tokens, dim, options)
+    if isinstance(table, Tensor) and resources.device is not None:
+        table = table.to(resources.device)
+    plain = Rows(table, device=resources.device, block_rows=resources.block_rows(num_tokens, dim, counts[-1]))
+    _check_finite(plain.norms)
+    weights = row_weights(use.to(plain.device), plain.norms, options.count_exponent, options.norm_exponent or 0.0, p)
+    rows = plain.weighted(weights, p)
+    energy = float(rows.norms.pow(p).sum())
+    checkpoint = None
+    if resources.checkpoint is not None:
+        owner = {**options.record(), "rows": num_tokens, "dim": dim, "table": _fingerprint(table, use)}
+        checkpoint = Checkpoint(resources.checkpoint, owner)
+    clustering = cluster(
+        rows,
+        num_clusters=counts,
+        rule=rule,
+        p=p,
+        seed=options.seed,
+        num_starts=options.num_starts,
+        max_rounds=options.max_rounds,
+        tolerance=options.tolerance,
+        on_round=None if on_round is None else lambda cost: on_round(share(cost, energy)),
+        checkpoint=checkpoint,
+    )
+    return ClusteredTable(plain, weights, clustering)
 
 
 def _fingerprint(table: Table, use: Tensor) -> str:

@@ -62,6 +62,25 @@ def check_output(output: Path, source: str | Path, *, force: bool) -> None:
         )
 
 
+def check_apart(output: Path, checkpoint: Path) -> None:
+    """Refuse a checkpoint that would stand in the way of the output, or take it along when it is deleted.
+
+    Args:
+        output: The folder to be written.
+        checkpoint: The folder that the clustering is saved in meanwhile.
+
+    Raises:
+        ValueError: If they are one folder, or one is in the other, whether they are there yet or not.
+    """
+    one, other = output.resolve(), checkpoint.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise ValueError(
+            f"output {str(output)!r} and checkpoint {str(checkpoint)!r} are one folder, or one is in the other; "
+            "expected two folders apart, since the checkpoint is deleted when the model is written. Choose another "
+            "--checkpoint."
+        )
+
+
 def _check_replaceable(output: Path, *, force: bool) -> None:
     if output.exists() and not output.is_dir():
         raise FileExistsError(

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_tokenizers import BUILDERS, SPECIAL, build_wordpiece, wrap
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -133,16 +134,7 @@ TINY_MODELS = {
     # an embedding class whose scale is a buffer that is in no file
     "gemma3": Tiny(
         Gemma3ForCausalLM,
-        Gemma3TextConfig(
-            vocab_size=VOCAB_SIZE,
-            hidden_size=WIDTH,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            intermediate_size=24,
-            max_position_embeddings=40,
-        ),
+        Gemma3TextConfig(**_ENCODER, num_key_value_heads=1, head_dim=8),
         ("model.embed_tokens", "lm_head"),
     ),
 }
@@ -168,22 +160,22 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer whose ids are those of the tiny models."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"]
+    words = [*SPECIAL, "good", "bad", "film"]
     words += [f"w{i}" for i in range(VOCAB_SIZE - len(words))]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=32,
-    )
+    return wrap(backend, max_length=32)
+
+
+@pytest.fixture(scope="module", params=BUILDERS.values(), ids=BUILDERS.keys())
+def any_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    """A tokenizer of each kind in turn."""
+    return request.param()
+
+
+@pytest.fixture(scope="module")
+def wordpiece() -> PreTrainedTokenizerFast:
+    return build_wordpiece()
 
 
 @pytest.fixture(scope="session")
@@ -208,6 +200,11 @@ def factor_names(tiny: Tiny) -> list[str]:
 def equal_state_dicts(left: torch.nn.Module, right: torch.nn.Module) -> bool:
     a, b = left.state_dict(), right.state_dict()
     return a.keys() == b.keys() and all(a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]) for key in a)
+
+
+def write_lines(path: Path, *lines: str) -> str:
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
 
 
 def run_python(code: str, *args: str) -> str:

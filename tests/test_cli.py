@@ -136,6 +136,9 @@ BAD = [
     (["compress", "BASE", "--output", "OUT", "--compression", "0.4", "--memory-limit", "much"], "memory_limit='much'"),
     (["compress", "BASE", "--output", "OUT", "--compression", "0.4", "--device", "moon"], "device='moon'"),
     (["compress", "BASE", "--output", "OUT", "--compression", "0.4", "--checkpoint", "FULL"], "holds other things"),
+    (["compress", "BASE", "--output", "OUT", "--rank", "4", "--checkpoint", "OUT"], "are one folder"),
+    (["compress", "BASE", "--output", "OUT", "--rank", "4", "--checkpoint", "INSIDE"], "are one folder"),
+    (["compress", "BASE", "--output", "INSIDE", "--rank", "4", "--checkpoint", "OUT"], "are one folder"),
     (["compress", "no/such/folder", "--output", "OUT", "--rank", "4"], "is not a folder"),
     (["compress", "BASE", "--output", "FULL", "--rank", "4"], "--force"),
     (["compress", "BASE", "--output", "BASE", "--rank", "4", "--force"], "which is in use"),
@@ -155,7 +158,7 @@ def test_mistakes_get_one_message_and_nothing_is_written(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("x")
-    places = {"BASE": base, "OUT": tmp_path / "out", "FULL": tmp_path / "full"}
+    places = {"BASE": base, "OUT": tmp_path / "out", "INSIDE": tmp_path / "out/inside", "FULL": tmp_path / "full"}
     before = sorted(tmp_path.rglob("*"))
     output = run(*[places.get(argument, argument) for argument in arguments], code=1)
     assert output.count("Error:") == 1
@@ -221,6 +224,14 @@ def test_info_says_how_tokens_were_counted(base: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in (tmp_path / "out/config.json").read_text()
     expected = compress(base, compression=0.4, token_counts=["tokenizer", f"2*{tmp_path / 'corpus.txt'}"])
     assert equal_state_dicts(AutoModelForMaskedLM.from_pretrained(tmp_path / "out"), expected)
+
+
+def test_info_reads_a_record_without_token_counts_as_uniform(base: Path, tmp_path: Path) -> None:
+    run("compress", base, "--output", tmp_path / "out", "--rank", 4)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["projclust"]["solver"].pop("token_counts") == "tokenizer"
+    (tmp_path / "out/config.json").write_text(json.dumps(config))
+    assert "Token counts: uniform" in run("info", tmp_path / "out")
 
 
 INTERRUPTED = """

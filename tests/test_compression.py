@@ -1,6 +1,7 @@
 """compress() and decompress(): one table of models, what is kept, and every refusal."""
 
 import copy
+import inspect
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hf_projclust import ProjClustCheckpointError, compress, decompress
 from hf_projclust.embedding_projclust import FactoredTable
 from hf_projclust.modeling_projclust import factored_tables
 from hf_projclust.options import PRESETS
+from hf_projclust.solvers import ProjectiveClustering, Rows, cluster
 
 
 def reference_table(model: nn.Module) -> torch.Tensor:
@@ -230,7 +232,7 @@ def test_same_seed_same_model_and_another_seed_another() -> None:
         {"norm_exponent": 2.0},
     ],
 )
-def test_every_option_reaches_the_solver(option: dict) -> None:
+def test_every_option_changes_the_model_and_is_recorded(option: dict) -> None:
     torch.manual_seed(0)
     dense = BertModel(BertConfig(vocab_size=600, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
     counts = torch.arange(600)
@@ -239,6 +241,37 @@ def test_every_option_reaches_the_solver(option: dict) -> None:
     assert not equal_state_dicts(plain, changed)
     name, value = next(iter(option.items()))
     assert changed.config.projclust["solver"]["embedding"][name] == value
+
+
+def test_every_option_of_the_solver_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"num_clusters": 3, "p": 1.5, "seed": 7, "num_starts": 4, "max_rounds": 5, "tolerance": 0.01}
+    received: dict = {}
+
+    def watched(rows: Rows, **options: object) -> ProjectiveClustering:
+        received.update(options)
+        return cluster(rows, **options)
+
+    monkeypatch.setattr("hf_projclust.factoring.cluster", watched)
+    model = compress(TINY_MODELS["bert"].build(), compression=0.4, token_counts="uniform", **given)
+    assert {name: received[name] for name in given} == {**given, "num_clusters": [3]}
+    assert {name: model.config.projclust["solver"][name] for name in given} == given
+    options = {
+        name
+        for name, parameter in inspect.signature(cluster).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    assert options - given.keys() == {"rule", "on_round", "checkpoint"}  # which other options make
+
+
+@pytest.mark.parametrize("preset", ["svd", "messi", "robust"])
+def test_presets_that_count_no_tokens_need_no_tokenizer_that_fits(preset: str, tokenizer, tmp_path: Path) -> None:
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens(["more", "tokens"])
+    TINY_MODELS["bert"].build().save_pretrained(tmp_path)
+    larger.save_pretrained(tmp_path)
+    expected = compress(TINY_MODELS["bert"].build(), preset=preset, compression=0.4)
+    assert equal_state_dicts(compress(tmp_path, preset=preset, compression=0.4), expected)
+    assert equal_state_dicts(compress(tmp_path, preset=preset, compression=0.4, tokenizer=larger), expected)
 
 
 def test_a_checkpoint_of_another_table_or_other_counts_is_refused(tmp_path: Path) -> None:
@@ -365,6 +398,7 @@ BAD_OPTIONS = [
     ({"rank": 4, "preset": ["svd"]}, "preset=['svd']", "'messi', 'svd', 'robust'", "Check the spelling"),
     ({"rank": 4, "num_starts": None}, "num_starts=None", "expected a whole number", "Leave it out"),
     ({"rank": 4, "tolerance": None}, "tolerance=None", "expected a number", "Leave it out"),
+    ({"rank": 4, "seed": 2**32 + 1}, "seed=4294967297", "at most 2**32", "Any smaller number"),
     ({"rank": 4, "seed": -1}, "seed=-1", "0 or more", "Any such"),
     ({"rank": 4, "num_starts": 0}, "num_starts=0", "1 or more", "Leave it out"),
     ({"rank": 4, "max_rounds": 0}, "max_rounds=0", "1 or more", "Leave it out"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_projclust.folders import check_output, copy_companions, new_folder
+from hf_projclust.folders import check_apart, check_output, copy_companions, new_folder
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -69,6 +69,16 @@ def test_outputs_that_would_lose_something_are_refused(tmp_path: Path) -> None:
             check_output(output, source, force=True)
     with pytest.raises(FileExistsError, match="is a file; expected a folder.*Choose another"):
         check_output(full / "file", source, force=True)
+
+
+def test_a_checkpoint_and_an_output_are_apart_whether_they_are_there_or_not(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    for _ in range(2):
+        for checkpoint in (output, output / "saved", tmp_path, tmp_path / "other" / ".." / "output"):
+            with pytest.raises(ValueError, match="one folder, or one is in the other; expected two.*Choose another"):
+                check_apart(output, checkpoint)
+        check_apart(output, tmp_path / "output-saved")
+        output.mkdir(exist_ok=True)
 
 
 def test_what_was_put_there_meanwhile_is_kept(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from conftest import TINY_MODELS, VOCAB_SIZE, WIDTH, Tiny, equal_state_dicts
 
 from hf_projclust import compress
 from hf_projclust.loading import load_model_without_table
-from hf_projclust.options import Resources
 from hf_projclust.tables import TableFile, find_table
 
 OPTIONS = {"num_clusters": 3, "compression": 0.4, "token_counts": "uniform"}
@@ -60,6 +59,12 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
         compress(tmp_path, **OPTIONS, memory_limit="1MB")
 
 
+def test_a_compressed_folder_is_refused(tmp_path: Path) -> None:
+    compress(TINY_MODELS["bert"].build(), **OPTIONS).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is compressed already; expected a dense model. Compress the dense"):
+        compress(tmp_path, **OPTIONS, memory_limit="1MB")
+
+
 def test_a_checkpoint_without_the_table_is_refused(tmp_path: Path) -> None:
     TINY_MODELS["bert"].build().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"no table of 97 tokens under the name other.weight; expected.*Leave"):
@@ -71,22 +76,6 @@ def test_a_limit_below_one_block_is_refused_with_the_least_one(limit: int | str,
     dense = TINY_MODELS["bert"].build()
     with pytest.raises(ValueError, match=r"memory_limit=20,000 bytes is too small.*97 x 16.*at least [\d,]+.*Raise"):
         compress(dense, **OPTIONS, memory_limit=limit)
-
-
-@pytest.mark.parametrize("limit", ["much", "-1GB", 0, -5, "", True])
-def test_a_limit_that_is_no_size_is_refused(limit: object) -> None:
-    with pytest.raises(ValueError, match=r"memory_limit=.*expected bytes, or a size"):
-        Resources(device=None, memory_limit=limit, checkpoint=None)  # type: ignore[arg-type]
-
-
-def test_blocks_shrink_with_the_limit() -> None:
-    limits = [
-        Resources(device=None, memory_limit=limit, checkpoint=None).block_rows(10_000, 64, 4)
-        for limit in ("20MB", "40MB")
-    ]
-    assert None not in limits
-    assert 256 <= limits[0] < limits[1]
-    assert Resources(device=None, memory_limit=None, checkpoint=None).block_rows(10_000, 64, 4) is None
 
 
 def test_slices_of_a_file_are_those_of_the_tensor(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""Plots of factored tables: how fast the energy of each cluster is used up, and what each cluster loses.
+"""Plots: how fast the energy of each cluster is used up, what each cluster loses, and how long solvers take.
 
 Needs matplotlib, which the extra ``demo`` installs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ..embedding_projclust import FactoredTable
+from .machine import describe_machine
+from .solver_runs import SOLVERS, BenchmarkRow
 
 
 def plot_clusters(table: Tensor, models: Mapping[str, Any], path: Path) -> None:
@@ -54,6 +56,51 @@ def plot_clusters(table: Tensor, models: Mapping[str, Any], path: Path) -> None:
     errors.set(xlabel="cluster", ylabel="relative squared error", title="Error of each cluster")
     errors.set_xticks(list(labels), list(labels.values()))
     errors.legend(loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+def plot_benchmark(rows: Sequence[BenchmarkRow], path: str | Path) -> None:
+    """Draw the relative squared error against seconds, a panel for each table and a line for each solver.
+
+    Args:
+        rows: What ``benchmark_solvers`` returned.
+        path: Image file to write; its ending chooses the format.
+
+    Raises:
+        ValueError: If there are no rows.
+        ModuleNotFoundError: If matplotlib is missing.
+    """
+    if not rows:
+        raise ValueError("no rows to draw; expected those of benchmark_solvers().")
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the package matplotlib is missing; the plot needs the extra 'demo'. "
+            "Install it: pip install 'hf-projclust[demo]'."
+        ) from error
+
+    tables = list(dict.fromkeys((row.table, row.num_rows, row.dim) for row in rows))
+    columns = min(3, len(tables))
+    lines = -(-len(tables) // columns)
+    figure = Figure(figsize=(max(7.0, 4.6 * columns), 3.8 * lines + 0.6), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for panel in panels[len(tables) :]:
+        panel.remove()
+    for (name, num_rows, dim), panel in zip(tables, panels, strict=False):
+        for row in rows:
+            if (row.table, row.num_rows, row.dim) != (name, num_rows, dim):
+                continue
+            is_reference = row.solver not in SOLVERS
+            color = "black" if is_reference else f"C{SOLVERS.index(row.solver)}"
+            seconds, errors = zip(*row.curve, strict=True)
+            style = "--" if is_reference else "-"
+            panel.step(seconds, errors, style, where="post", color=color, linewidth=1.2, label=row.solver)
+            panel.plot(seconds[-1], errors[-1], "o", color=color, markersize=4)
+        panel.set(xlabel="seconds", ylabel="relative squared error", xscale="log")
+        panel.set_title(f"{name}, {num_rows:,} x {dim}", fontsize="medium")
+        panel.legend(fontsize="small")
+    figure.suptitle(f"Least error so far (dots: the end)\n{describe_machine(rows[0].device)}", fontsize="small")
     figure.savefig(path, dpi=150)
 
 

@@ -9,17 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_tables import random_table
 from safetensors.torch import save_file
 
 from hf_projclust.factoring import Factors, factor_table
-from hf_projclust.options import FactoringOptions, Resources
+from hf_projclust.options import FactoringOptions
+from hf_projclust.resources import Resources
 from hf_projclust.solvers import ProjectiveClustering, Rows, adaptive_ranks, cluster, equal_ranks
 from hf_projclust.solvers.ranks import number_budget, stored_numbers
 from hf_projclust.tables import TableFile
-
-
-def random_table(num_rows: int, dim: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(num_rows, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def planted(ranks: tuple[int, ...], dim: int, rows_each: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

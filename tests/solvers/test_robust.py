@@ -3,22 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from random_tables import quick, random_basis, random_table, seeds
 
 from hf_projclust.solvers import ProjectiveClustering, Rows, cluster, equal_ranks, lp_coefficients
 from hf_projclust.solvers.robust import lewis_fit, lewis_weights
-
-quick = settings(max_examples=40, deadline=None, derandomize=True)
-seeds = st.integers(0, 10**6)
-
-
-def random_table(num_rows: int, dim: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(num_rows, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def random_basis(rank: int, dim: int, seed: int = 0) -> torch.Tensor:
-    return torch.linalg.qr(random_table(dim, rank, seed)).Q.T
 
 
 def with_outliers(bases: list[torch.Tensor], rows_each: int, magnitude: float, seed: int) -> torch.Tensor:

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from random_tables import quick, random_table, seeds
 
 from hf_projclust.solvers import rounds
 from hf_projclust.solvers.ranks import adaptive_ranks, equal_ranks, stored_numbers
@@ -14,13 +15,6 @@ from hf_projclust.solvers.rounds import Fit, Run, whole
 from hf_projclust.solvers.rows import Rows
 from hf_projclust.solvers.starts import norm_bands
 from hf_projclust.solvers.subspaces import spectrum, squared_distances
-
-quick = settings(max_examples=40, deadline=None, derandomize=True)
-seeds = st.integers(0, 10**6)
-
-
-def random_table(num_rows: int, dim: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(num_rows, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def random_weights(num_rows: int, seed: int) -> torch.Tensor:

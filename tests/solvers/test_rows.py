@@ -6,14 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_tables import random_table
 from safetensors.torch import save_file
 
 from hf_projclust.solvers.rows import Rows, num_processes, process_index, sum_over_processes
 from hf_projclust.tables import TableFile
-
-
-def random_table(num_rows: int, dim: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(num_rows, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

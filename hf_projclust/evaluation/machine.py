@@ -1,0 +1,25 @@
+"""What was measured on: a line for the caption of a table or a plot."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import torch
+
+
+def describe_machine(device: str | None = None) -> str:
+    """Processors, device and versions, in one line, for the caption of a benchmark.
+
+    Args:
+        device: Where was computed; the CPU by default.
+
+    Returns:
+        Such as "8 CPUs, 4 threads, device cpu, PyTorch 2.13.0, Python 3.11.7".
+    """
+    where = torch.device(device or "cpu")
+    name = f"{where} ({torch.cuda.get_device_name(where)})" if where.type == "cuda" else str(where)
+    return (
+        f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads, device {name}, PyTorch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )
