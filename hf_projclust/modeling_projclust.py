@@ -67,7 +67,8 @@ class ProjClustModelMixin(_NativeModel):
         rows: Any = self.get_input_embeddings().rows
         for name, table in factored_tables(self).items():
             if f"{name}.rows" in (self._keys_to_ignore_on_save or ()):
-                table.rows = rows.to(table.coefficients.device)
+                # Weights that are offloaded are on the meta device between uses; buffers stay in memory.
+                table.rows = rows if table.coefficients.is_meta else rows.to(table.coefficients.device)
                 if missing_keys is not None:
                     missing_keys.discard(f"{name}.rows")
 
