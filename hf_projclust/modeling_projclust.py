@@ -67,17 +67,23 @@ class ProjClustModelMixin(_NativeModel):
         rows: Any = self.get_input_embeddings().rows
         for name, table in factored_tables(self).items():
             if f"{name}.rows" in (self._keys_to_ignore_on_save or ()):
-                # Weights that are offloaded are on the meta device between uses; buffers stay in memory.
+                if rows.is_meta and not table.rows.is_meta:
+                    raise ValueError(
+                        f"{type(self).__name__} is to be loaded with offload_buffers=True, and {name} shares a row "
+                        "order that would be on disk; expected it in memory, where it takes 4 bytes a token. Leave "
+                        "offload_buffers out: all parameters are offloaded without it."
+                    )
+                # Parameters that are offloaded are on the meta device between uses; buffers are not.
                 table.rows = rows if table.coefficients.is_meta else rows.to(table.coefficients.device)
                 if missing_keys is not None:
                     missing_keys.discard(f"{name}.rows")
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Fill factors that no checkpoint has filled; then initialise the rest as the native class does."""
+        """Fill factors in memory that no checkpoint has filled; then initialise the rest as the native class does."""
         std = getattr(self.config.get_text_config(), "initializer_range", None) or 0.02
         for table in factored_tables(self).values():
-            if not table._is_hf_initialized:
+            if not (table._is_hf_initialized or table.coefficients.is_meta):
                 table.init_factors(std)
         super().initialize_weights()
 
