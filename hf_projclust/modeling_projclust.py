@@ -68,16 +68,24 @@ class ProjClustModelMixin(_NativeModel):
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
         for target, source in self._tied_rows.items():
             table: Any = _owner(self, target)
-            table.rows = self.get_buffer(source).to(table.coefficients.device)
+            rows = self.get_buffer(source)
+            if rows.is_meta and not table.rows.is_meta:
+                raise ValueError(
+                    f"{type(self).__name__} is to be loaded with offload_buffers=True, and {target} shares a row order "
+                    "that would be on disk; expected it in memory, where it takes 4 bytes a token. Leave "
+                    "offload_buffers out: all parameters are offloaded without it."
+                )
+            # Parameters that are offloaded are on the meta device between uses; buffers are not.
+            table.rows = rows if table.coefficients.is_meta else rows.to(table.coefficients.device)
             if missing_keys is not None:
                 missing_keys.discard(target)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Fill factors that no checkpoint has filled; then initialise the rest as the native class does."""
+        """Fill factors in memory that no checkpoint has filled; then initialise the rest as the native class does."""
         std = getattr(self.config.get_text_config(), "initializer_range", None) or 0.02
         for table in factored_tables(self).values():
-            if not table._is_hf_initialized:
+            if not (table._is_hf_initialized or table.coefficients.is_meta):
                 table.init_factors(std)
         super().initialize_weights()
 
