@@ -41,6 +41,7 @@ from .configuration_projclust import (
 from .embedding_projclust import FACTOR_NAMES, FactoredTable, factor_in_place
 
 _MADE_CLASSES: dict[tuple[type, type], Any] = {}
+_TABLE_IN_PEFT = "embeddings.word_embeddings"
 
 if TYPE_CHECKING:
     _NativeModel = PreTrainedModel
@@ -61,15 +62,39 @@ class ProjClustModelMixin(_NativeModel):
         factored = set(factored_tables(self))
         self._tp_plan = {name: plan for name, plan in (self.tp_plan or {}).items() if name not in factored}
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """Find a module by name; any model finds its table by the name that PEFT's prompt tuning asks for.
+
+        PEFT knows the table by that name, or as the parameter with as many rows as the vocabulary, and here no
+        parameter has as many.
+        """
+        try:
+            return super().get_submodule(target)
+        except AttributeError:
+            if target != _TABLE_IN_PEFT:
+                raise
+            return self.get_input_embeddings()
+
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Tie as the native class does; then give tied modules the row order of the input embedding."""
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
         rows: Any = self.get_input_embeddings().rows
         for name, table in factored_tables(self).items():
             if f"{name}.rows" in (self._keys_to_ignore_on_save or ()):
-                table.rows = rows.to(table.coefficients.device)
+                # A copy: what saves sharded models would write both names, and refuses names that share memory.
+                table.rows = rows.to(table.coefficients.device, copy=True)
                 if missing_keys is not None:
                     missing_keys.discard(f"{name}.rows")
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Save as the native class does, unless modules that are tied to the table no longer share its factors.
+
+        Raises:
+            ValueError: If such a module has factors of its own, for which the file has no place.
+        """
+        if not getattr(self, "_hf_peft_config_loaded", False):  # then only the adapters are saved
+            _check_shared_factors(self)
+        return super().save_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -250,6 +275,20 @@ def _owner(model: Any, key: str) -> nn.Module | None:
         return model.get_submodule(key.rpartition(".")[0])
     except AttributeError:
         return None
+
+
+def _check_shared_factors(model: Any) -> None:
+    """Refuse to save where a reload, which ties the modules again, would give another model."""
+    factors = model.get_input_embeddings().coefficients
+    for name, table in factored_tables(model).items():
+        own = table.coefficients
+        is_tied = f"{name}.rows" in (model._keys_to_ignore_on_save or ())
+        if is_tied and not (own.is_meta or factors.is_meta) and own is not factors:
+            raise ValueError(
+                f"{name} is tied to the vocabulary table, but has factors of its own now, as after merging an adapter "
+                "that lists one of the two in modules_to_save; expected shared factors, since a file holds them once. "
+                "Leave the table and its head out of modules_to_save, or keep the adapter unmerged: save the PeftModel."
+            )
 
 
 def _damage(tables: dict[str, FactoredTable], loading_info: Any) -> str | None:
