@@ -250,7 +250,9 @@ def _check_ties(modules: list[Any]) -> None:
 
 def _with_class(config: Any, config_class: Any) -> Any:
     """The same configuration in another class, by the round trip that a save and a load would make."""
-    made = config_class.from_dict(config.to_dict(), attn_implementation=config._attn_implementation)
+    fields = config.to_dict()
+    fields.pop("auto_map", None)  # code that comes with a checkpoint is that of the other class
+    made = config_class.from_dict(fields, attn_implementation=config._attn_implementation)
     made.name_or_path = config.name_or_path
     return made
 
