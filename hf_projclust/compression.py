@@ -207,7 +207,8 @@ def _own_model(model_or_path: Any) -> Any:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
             f"got a {type(model).__name__}; expected a Transformers model (PreTrainedModel), a folder, or a Hub id. "
-            "Of a wrapper (PEFT, DDP, sentence-transformers), pass the model inside, with adapters merged."
+            "Of a wrapper (PEFT, DDP) pass the model inside, with adapters merged; of a SentenceTransformer st, put it "
+            "back: st[0].model = compress(st[0].model, ...)."
         )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
