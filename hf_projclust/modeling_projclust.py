@@ -13,7 +13,9 @@ This file travels with a checkpoint: it imports torch, transformers and its two 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -115,6 +117,22 @@ class ProjClustModelMixin(_NativeModel):
             if not (table._is_hf_initialized or table.coefficients.is_meta):
                 table.init_factors(std)
         super().initialize_weights()
+
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], *args: Any, standalone: bool | None = None, **kwargs: Any
+    ) -> None:
+        """Save as the native class does, and on demand with the code that loads the model.
+
+        Args:
+            save_directory: Folder to save in.
+            *args: As in the native class.
+            standalone: Whether to add the code, so that the Auto classes load the folder by ``trust_remote_code=True``
+                where hf_projclust is not installed. By default it is added if the model was loaded from such a folder.
+            **kwargs: As in the native class.
+        """
+        unchanged = contextlib.nullcontext()
+        with unchanged if standalone is None else self.config.standalone(standalone):
+            super().save_pretrained(save_directory, *args, **kwargs)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
