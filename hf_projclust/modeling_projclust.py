@@ -53,6 +53,12 @@ class ProjClustModelMixin(_NativeModel):
 
     native_class: ClassVar[Any]
 
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        """Build as the native class does; of a composite's configuration a text model takes the text part."""
+        if type(config) is not self.config_class:
+            config = _text_part(config, self.config_class)
+        super().__init__(config, *args, **kwargs)
+
     def post_init(self) -> None:
         """Factor the vocabulary table, then finish as the native class does."""
         _factor_vocabulary(self)
@@ -160,6 +166,9 @@ def projclust_model_class(native_class: Any, config_class: type[ProjClustConfigM
     Returns:
         Its subclass, ``ProjClustBertForMaskedLM``: the same object for the same arguments.
     """
+    native_config = config_class.native_class
+    if native_class.config_class is native_config.sub_configs.get("text_config"):
+        config_class = projclust_config_class(native_class.config_class)
     key = (native_class, config_class)
     if key not in _MADE_CLASSES:
         name = f"{PREFIX}{native_class.__name__}"
@@ -205,17 +214,24 @@ def _entries(module: Any, native_config: type) -> Iterator[tuple[Any, Any]]:
                 continue
 
 
+def _text_part(config: Any, config_class: Any) -> Any:
+    """The text part of a composite's configuration, with the factors of the composite, whose table it has."""
+    text_config = config.get_text_config()
+    part = config_class.from_dict(text_config.to_dict(), attn_implementation=text_config._attn_implementation)
+    part.name_or_path, part.projclust = config.name_or_path, config.projclust
+    return part
+
+
 def _factor_vocabulary(model: Any) -> None:
     layout = model.config.embedding_layout
     modules = vocabulary_modules(model)
-    for module in modules:
-        shape = (module.weight.shape[0], module.weight.shape[1])
-        if shape != (layout.num_embeddings, layout.dim):
-            raise ProjClustCheckpointError(
-                f"{type(model).__name__} has a vocabulary table of {shape[0]:,} x {shape[1]}; its configuration "
-                f"describes a factored one of {layout.num_embeddings:,} x {layout.dim}. The config.json is "
-                "damaged, or vocab_size or the width was changed: fetch the checkpoint again."
-            )
+    shape = tuple(modules[0].weight.shape)  # those of tied modules may differ: tying replaces their weights
+    if shape != (layout.num_embeddings, layout.dim):
+        raise ProjClustCheckpointError(
+            f"{type(model).__name__} has a vocabulary table of {shape[0]:,} x {shape[1]}; its configuration "
+            f"describes a factored one of {layout.num_embeddings:,} x {layout.dim}. The config.json is "
+            "damaged, or vocab_size or the width was changed: fetch the checkpoint again."
+        )
     submodels = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     ties = {submodel: submodel.get_expanded_tied_weights_keys(all_submodels=False) for submodel in submodels}
     for module in modules:
