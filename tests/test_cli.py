@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_MODELS, equal_state_dicts
@@ -193,6 +194,31 @@ def test_weights_that_are_cut_get_one_message(base: Path, tmp_path: Path) -> Non
     output = run("compress", base, "--output", tmp_path / "out", "--rank", 4, code=1)
     assert "could not be loaded; expected a folder" in output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fail", "message"),
+    [
+        (lambda: torch.empty(2**50), "memory is not enough ([enforce fail at alloc_cpu"),
+        (lambda: np.empty(2**50), "memory is not enough (Unable to allocate 8.00 PiB"),
+        (lambda: bytearray(2**60), "memory is not enough (MemoryError)"),
+        (lambda: torch.linalg.cholesky(-torch.eye(2)), "a decomposition failed (linalg.cholesky: "),
+        (lambda: np.linalg.cholesky(-np.eye(2)), "Matrix is not positive definite"),
+    ],
+)
+def test_failures_of_the_machine_get_one_message(base: Path, tmp_path: Path, fail, message: str, monkeypatch) -> None:
+    monkeypatch.setattr("hf_projclust.factoring.cluster", lambda *_, **__: fail())
+    output = run("compress", base, "--output", tmp_path / "out", "--rank", 4, code=1)
+    assert output.count("Error:") == 1
+    assert message in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_may_be_a_bug_keeps_its_traceback(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_projclust.factoring.cluster", lambda *_, **__: torch.ones(2) @ torch.ones(3))
+    result = CliRunner().invoke(cli.app, ["compress", str(base), "--output", str(tmp_path / "out"), "--rank", "4"])
+    assert isinstance(result.exception, RuntimeError)
+    assert "Error:" not in result.output
 
 
 def test_force_replaces_and_keeps_nothing_of_the_old(base: Path, tmp_path: Path) -> None:
