@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -44,6 +45,12 @@ Device = Annotated[
 def compress(
     model: Annotated[str, typer.Argument(help="Hub id or folder of a dense model.", show_default=False)],
     output: Output,
+    embedding: Annotated[
+        bool, typer.Option("--embedding/--no-embedding", help="Factor the input embedding, and what is tied to it.")
+    ] = True,
+    head: Annotated[
+        bool, typer.Option("--head/--no-head", help="Factor an untied head too; a tied one shares the factors.")
+    ] = False,
     preset: Annotated[
         str, typer.Option(help="adaptive, messi (subspaces of one rank), svd (one) or robust (one, l_1).")
     ] = "adaptive",
@@ -107,6 +114,8 @@ def compress(
             check_output(checkpoint, model, force=True)
         compressed = compress_model(
             model,
+            embedding=embedding,
+            head=head,
             preset=preset,  # type: ignore[arg-type]
             num_clusters=int(num_clusters) if num_clusters and num_clusters.isdecimal() else num_clusters,  # type: ignore[arg-type]
             compression=compression,
@@ -258,13 +267,19 @@ def _show_info(folder: Path) -> None:
 
     dense, compressed = measure(folder)
     config = read_config(folder)
-    layout, solver = config.embedding_layout, config.projclust["solver"]
-    clusters = Table(title=f"{folder}: {layout.num_embeddings:,} tokens x {layout.dim}, {solver['preset']}")
-    for heading in ("cluster", "tokens", "rank", "energy kept"):
-        clusters.add_column(heading, justify="right")
-    kept = solver["energy_kept"]
-    for number, row in enumerate(zip(layout.cluster_sizes, layout.cluster_ranks, kept, strict=True), 1):
-        clusters.add_row(str(number), f"{row[0]:,}", str(row[1]), f"{row[2]:.1%}")
+    console = Console()
+    for name, layout in config.factor_layouts.items():
+        solver = config.projclust["solver"][name]
+        clusters = Table(title=f"{folder}, {name}: {layout.num_embeddings:,} tokens x {layout.dim}, {solver['preset']}")
+        for heading in ("cluster", "tokens", "rank", "energy kept"):
+            clusters.add_column(heading, justify="right")
+        kept = [f"{share:.1%}" for share in solver["energy_kept"]]
+        rows = zip_longest(layout.cluster_sizes, layout.cluster_ranks, kept, fillvalue="added since")
+        for number, (size, rank, share) in enumerate(rows, 1):
+            clusters.add_row(str(number), f"{size:,}", str(rank), share)
+        console.print(clusters)
+        console.print(f"Relative squared error when compressed: {solver['relative_squared_error']:.4f}")
+        console.print(f"Token counts: {_escaped(solver.get('token_counts', 'uniform'))}")
     sizes = Table(title="Sizes (dense: computed)")
     for heading in ("", "dense", "compressed", "saved"):
         sizes.add_column(heading, justify="left" if heading == "" else "right")
@@ -278,10 +293,6 @@ def _show_info(folder: Path) -> None:
     ):
         before, after = getattr(dense, name), getattr(compressed, name)
         sizes.add_row(label, show(before), show(after), f"{1 - after / before:.1%}")
-    console = Console()
-    console.print(clusters)
-    console.print(f"Relative squared error when compressed: {solver['relative_squared_error']:.4f}")
-    console.print(f"Token counts: {_escaped(solver.get('token_counts', 'uniform'))}")
     console.print(sizes)
 
 

@@ -7,7 +7,9 @@ is factored is decided in ``factoring`` and ``solvers``; files are written elsew
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +20,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
 from .configuration_projclust import FORMAT_VERSION, projclust_config_class
+from .embedding_projclust import check_factorable
 from .factoring import factor_table
-from .loading import load_model, load_model_without_table, load_tokenizer
+from .loading import load_model, load_model_without_tables, load_tokenizer
 from .modeling_projclust import (
     ProjClustModelMixin,
     factored_tables,
@@ -37,6 +40,8 @@ logger = logging.get_logger(__name__)
 def compress(
     model_or_path: PreTrainedModel | str | Path,
     *,
+    embedding: bool = True,
+    head: bool = False,
     preset: Preset = "adaptive",
     num_clusters: int | Literal["auto"] | None = None,
     compression: float | None = None,
@@ -57,8 +62,8 @@ def compress(
 ) -> Any:
     """Factor the vocabulary table of a model by projective clustering.
 
-    The input embedding, and every module tied to it, is factored; an untied head stays dense. The result keeps
-    the task head, dtype, device, generation config and ``name_or_path`` of the input.
+    The input embedding, and every module tied to it, is factored; an untied head stays dense unless asked for. The
+    result keeps the task head, dtype, device, generation config and ``name_or_path`` of the input.
 
     A preset names a combination of the options that are None by default; each may be given instead.
 
@@ -73,6 +78,9 @@ def compress(
 
     Args:
         model_or_path: A dense model, which is left untouched, or a folder or Hub id to load one from.
+        embedding: Whether to factor the input embedding, and every module tied to it.
+        head: Whether to factor an untied head (the output embedding) too, by a run of its own with equal options. A
+            tied head shares the factors of the embedding whatever this says.
         preset: "adaptive"; "messi" (arXiv 2010.04290); "svd"; or "robust" (arXiv 2009.05647).
         num_clusters: Number of subspaces, k, 1 to the number of tokens. "auto" takes, of 1, 2, 4, 8, ..., the number
             of the least weighted error at equal stored size after a few rounds; with ``rank`` the default is 5.
@@ -130,9 +138,10 @@ def compress(
         tolerance=tolerance,
     )
     resources = Resources(device=device, memory_limit=memory_limit, checkpoint=checkpoint)
-    table: Table | None = None
+    choose = partial(_groups_to_factor, embedding=embedding, head=head)
+    tables: Mapping[str, Table] = {}
     if memory_limit is not None and isinstance(model_or_path, str | Path):
-        model, table = load_model_without_table(model_or_path)
+        model, tables = load_model_without_tables(model_or_path, choose)
     else:
         model = _own_model(model_or_path)
     if isinstance(model, ProjClustModelMixin):
@@ -141,8 +150,9 @@ def compress(
             "it was made from, or hf_projclust.decompress() it first."
         )
     _check_config_class(model.config)
-    modules = vocabulary_modules(model)
-    _check_ties(modules)
+    groups = choose(model)
+    for modules in groups.values():
+        _check_group(modules)
     if tokenizer is None and not options.needs_no_tokenizer:
         try:
             tokenizer = load_tokenizer(model.name_or_path)
@@ -154,20 +164,26 @@ def compress(
                 "%s All tokens count alike now; frequent ones would lose less if their use was known.", error
             )
             options = replace(options, token_counts="uniform")
-    factors = factor_table(modules[0].weight.detach() if table is None else table, options, resources, tokenizer)
+    factors = {}
+    for name, modules in groups.items():
+        table = tables.get(name, modules[0].weight.detach())
+        factors[name] = factor_table(table, options, _for_table(resources, name), tokenizer)
 
     config_class = projclust_config_class(type(model.config))
     config = _with_class(model.config, config_class)
     config.projclust = {
         "format_version": FORMAT_VERSION,
-        "embedding": factors.layout.to_dict(),
-        "solver": factors.record,
+        **{name: found.layout.to_dict() for name, found in factors.items()},
+        "solver": {name: found.record for name, found in factors.items()},
     }
-    named_modules = list(model.named_modules(remove_duplicate=False))
-    replaced = {f"{name}.weight" for name, module in named_modules if module in modules}
-    embedding_name = next(name for name, module in named_modules if module is modules[0])
-    state_dict = {key: tensor.clone() for key, tensor in model.state_dict().items() if key not in replaced}
-    state_dict |= {f"{embedding_name}.{part}": tensor for part, tensor in factors.tensors.items()}
+    replaced: set[str] = set()
+    stored: dict[str, Tensor] = {}
+    for group, modules in groups.items():
+        names = [name for name, module in model.named_modules(remove_duplicate=False) if module in modules]
+        first = next(name for name in names if model.get_submodule(name) is modules[0])
+        replaced |= {f"{name}.weight" for name in names}
+        stored |= {f"{first}.{part}": tensor for part, tensor in factors[group].tensors.items()}
+    state_dict = {key: tensor.clone() for key, tensor in model.state_dict().items() if key not in replaced} | stored
     return _build(projclust_model_class(type(model), config_class), config, state_dict, like=model)
 
 
@@ -194,9 +210,11 @@ def decompress(model_or_path: PreTrainedModel | str | Path) -> Any:
     tables = factored_tables(model)
     names_of_factors = {f"{name}.{part}" for name in tables for part in ("coefficients", "bases", "rows")}
     state_dict = {key: tensor.clone() for key, tensor in model.state_dict().items() if key not in names_of_factors}
-    embedding: Any = model.get_input_embeddings()
-    dense = embedding.dense_weight().detach()
-    state_dict |= {f"{name}.weight": dense for name in tables}
+    dense: dict[int, Tensor] = {}
+    for name, table in tables.items():
+        shared = id(table.coefficients)  # tied modules get one dense weight
+        dense[shared] = dense[shared] if shared in dense else table.dense_weight().detach()
+        state_dict[f"{name}.weight"] = dense[shared]
     config_class: Any = type(model.config)
     config = _with_class(model.config, config_class.native_class)
     del config.projclust
@@ -240,8 +258,35 @@ def _check_config_class(config: Any) -> None:
         )
 
 
-def _check_ties(modules: list[Any]) -> None:
-    """Refuse modules that the configuration ties, but whose weights are not those of the table."""
+def _groups_to_factor(model: Any, *, embedding: bool, head: bool) -> dict[str, list[Any]]:
+    """The vocabulary modules that were asked for, by the name of their table, refusing what the model has not."""
+    groups, kind = vocabulary_modules(model), type(model).__name__
+    if not embedding and not head:
+        raise ValueError("embedding=False and head=False leave nothing to factor; expected one of them. Choose one.")
+    if head and model.get_output_embeddings() is None:
+        raise ValueError(
+            f"head=True, but {kind} has no head of tokens (output embedding); expected a language model. Leave head "
+            "out, or load the model by its language-model class."
+        )
+    if not embedding and not groups["head"]:
+        raise ValueError(
+            f"embedding=False, but the head of {kind} is tied to the embedding; expected a head with a table of its "
+            "own. Leave embedding out: both share the factors."
+        )
+    asked = {"embedding": embedding, "head": head}
+    return {name: modules for name, modules in groups.items() if modules and asked[name]}
+
+
+def _for_table(resources: Resources, name: str) -> Resources:
+    """What the run for one of the tables may use: a checkpoint of its own."""
+    checkpoint = resources.checkpoint
+    return replace(resources, checkpoint=None if checkpoint is None else Path(checkpoint) / name)
+
+
+def _check_group(modules: list[Any]) -> None:
+    """Refuse modules that cannot be factored, or that the configuration ties, but whose weights are others."""
+    for module in modules:
+        check_factorable(module)
     table = modules[0].weight
     for module in modules[1:]:
         if module.weight is not table and (table.is_meta or not torch.equal(module.weight, table)):
@@ -270,11 +315,12 @@ def _build(model_class: Any, config: Any, state_dict: dict[str, Tensor], *, like
             "class. Undo what was added or replaced in the model (adapters, quantised layers) first."
         )
     requires_grad = {name: parameter.requires_grad for name, parameter in like.named_parameters()}
-    of_table = next(iter(like.get_input_embeddings().parameters())).requires_grad
     for name, parameter in model.named_parameters():
         if name in state_dict and parameter.dtype != state_dict[name].dtype:
             parameter.data = state_dict[name]
-        parameter.requires_grad_(requires_grad.get(name, of_table))
+        if name not in requires_grad:  # factors follow the dense weight that they stand for, and the other way round
+            requires_grad[name] = next(like.get_submodule(name.rpartition(".")[0]).parameters()).requires_grad
+        parameter.requires_grad_(requires_grad[name])
     model.name_or_path = model.config.name_or_path = like.name_or_path
     if model.can_generate():
         model.generation_config = copy.deepcopy(like.generation_config)

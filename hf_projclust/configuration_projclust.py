@@ -20,6 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 FORMAT_VERSION = 1
+TABLE_NAMES = ("embedding", "head")
 PREFIX = "ProjClust"
 _MADE_CLASSES: dict[type, Any] = {}
 
@@ -78,8 +79,23 @@ class FactorLayout:
                 "The config.json is damaged: fetch the checkpoint again."
             )
 
+    @classmethod
+    def from_dict(cls, fields: Any) -> FactorLayout:
+        """The layout that ``to_dict`` described, refusing anything else."""
+        expected = {"dim", "cluster_sizes", "cluster_ranks"}
+        if (
+            not isinstance(fields, dict)
+            or set(fields) != expected
+            or not all(isinstance(fields[key], list | tuple) for key in ("cluster_sizes", "cluster_ranks"))
+        ):
+            raise ProjClustCheckpointError(
+                f"the checkpoint's factored table is described by {fields!r}; expected {sorted(expected)}, the "
+                "last two as lists. The config.json is damaged: fetch the checkpoint again."
+            )
+        return cls(**fields)
+
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them; ``FactorLayout(**fields)`` gives the layout back."""
+        """The fields as JSON has them."""
         return {
             "dim": self.dim,
             "cluster_sizes": list(self.cluster_sizes),
@@ -118,34 +134,32 @@ class ProjClustConfigMixin(_NativeConfig):
     native_class: ClassVar[Any]
 
     @property
-    def embedding_layout(self) -> FactorLayout:
-        """Shapes of the factored input embedding.
+    def factor_layouts(self) -> dict[str, FactorLayout]:
+        """Shapes of the factored tables: of the "embedding" with all that is tied to it, of an untied "head", or both.
 
         Raises:
-            ProjClustCheckpointError: If the configuration carries none, or one of another format.
+            ProjClustCheckpointError: If the configuration carries none, or is of another format.
         """
         section = getattr(self, "projclust", None)
-        if not isinstance(section, dict) or not isinstance(section.get("embedding"), dict):
+        if not isinstance(section, dict) or not any(isinstance(section.get(name), dict) for name in TABLE_NAMES):
             raise ProjClustCheckpointError(
-                f"{type(self).__name__} has projclust={section!r}; expected a dictionary with the shapes of the "
-                "factored table under 'embedding'. Make such a model with hf_projclust.compress(), or fetch the "
-                "checkpoint again."
+                f"{type(self).__name__} has projclust={section!r}; expected a dictionary with the shapes of a "
+                "factored table under 'embedding' or 'head'. Make such a model with hf_projclust.compress(), or fetch "
+                "the checkpoint again."
             )
         if section.get("format_version") != FORMAT_VERSION:
             raise ProjClustCheckpointError(
                 f"the checkpoint has format_version={section.get('format_version')!r}; this hf_projclust reads "
                 f"{FORMAT_VERSION}. Install the hf_projclust that wrote it, or a newer one."
             )
-        fields = section["embedding"]
-        expected = {"dim", "cluster_sizes", "cluster_ranks"}
-        if set(fields) != expected or not all(
-            isinstance(fields[key], list | tuple) for key in ("cluster_sizes", "cluster_ranks")
-        ):
-            raise ProjClustCheckpointError(
-                f"the checkpoint's factored table is described by {fields!r}; expected {sorted(expected)}, the "
-                "last two as lists. The config.json is damaged: fetch the checkpoint again."
-            )
-        return FactorLayout(**fields)
+        return {name: FactorLayout.from_dict(section[name]) for name in TABLE_NAMES if name in section}
+
+    def set_factor_layouts(self, layouts: dict[str, FactorLayout]) -> None:
+        """Change shapes of factored tables, leaving configurations that were copied from this one as they are."""
+        self.projclust: dict[str, Any] = {
+            **self.projclust,
+            **{name: layout.to_dict() for name, layout in layouts.items()},
+        }
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -189,7 +203,7 @@ class ProjClustConfig(PreTrainedConfig):
         config_class = projclust_config_class(CONFIG_MAPPING[base_model_type])
         result = config_class.from_dict(_with_native_type(config_dict), **kwargs)
         config = result[0] if isinstance(result, tuple) else result
-        _ = config.embedding_layout
+        _ = config.factor_layouts
         return result
 
 

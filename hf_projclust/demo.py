@@ -86,7 +86,7 @@ def run_demo(folder: Path, *, seed: int = 0) -> list[DemoRow]:
         reloaded[name] = AutoModel.from_pretrained(folder / preset)
         dense_sizes, sizes = measure(folder / preset)
         cosine = mean_cosine(embed_sentences(reloaded[name], tokenizer, sentences), reference)
-        error = model.config.projclust["solver"]["relative_squared_error"]
+        error = model.config.projclust["solver"]["embedding"]["relative_squared_error"]
         rows.append(DemoRow(name, sizes, error, cosine))
     plot_clusters(table.detach(), reloaded, folder / "clusters.png")
     return [DemoRow("dense", dense_sizes, 0.0, 1.0), *rows]

@@ -75,6 +75,28 @@ class FactoredTable(nn.Module):
             for (size, rank), flat, basis in zip(shapes, coefficients, bases, strict=True)
         ]
 
+    def resize(self, num_embeddings: int, new_rows: Tensor) -> None:
+        """Keep the first tokens and add new ones, whose rows are stored as they are, in a last cluster of rank d.
+
+        Args:
+            num_embeddings: Number of tokens after it.
+            new_rows: Vectors of the tokens beyond the present ones, shape (added, d).
+        """
+        layout, kept = self.layout, self.rows[:num_embeddings].long()
+        is_kept = torch.zeros(layout.num_embeddings, dtype=torch.bool, device=kept.device)
+        is_kept[kept] = True
+        masks = is_kept.split(layout.cluster_sizes)
+        blocks = [coefficients[mask] for (coefficients, _), mask in zip(self.blocks(), masks, strict=True)]
+        sizes, ranks = [len(block) for block in blocks], list(layout.cluster_ranks)
+        if len(new_rows) and ranks[-1] < layout.dim:
+            sizes, ranks = [*sizes, 0], [*ranks, layout.dim]
+        sizes[-1] += len(new_rows)
+        flat = torch.cat([block.detach().flatten() for block in (*blocks, new_rows.to(self.coefficients))])
+        added = torch.arange(len(kept), len(kept) + len(new_rows), device=kept.device)
+        self.layout = FactorLayout(layout.dim, tuple(sizes), tuple(ranks))
+        self.coefficients = nn.Parameter(flat, requires_grad=self.coefficients.requires_grad)
+        self.rows = torch.cat([(is_kept.cumsum(0) - 1)[kept], added]).int()
+
     def dense_weight(self) -> Tensor:
         """Build the dense table, shape (n, d), differentiably."""
         stored = torch.cat([_reconstruct(coefficients, basis) for coefficients, basis in self.blocks()])
@@ -154,6 +176,13 @@ class ProjClustEmbedding(FactoredTable, nn.Embedding):
             first_row += size
         return total
 
+    def resize(self, num_embeddings: int, new_rows: Tensor) -> None:
+        """As in the base; a padding token that is dropped is one no more."""
+        super().resize(num_embeddings, new_rows)
+        self.num_embeddings = num_embeddings
+        if self.padding_idx is not None and self.padding_idx >= num_embeddings:
+            self.padding_idx = None
+
     def init_factors(self, std: float) -> None:
         """As in the base, with a padding row of zeros, as nn.Embedding has it."""
         fresh = not getattr(self.coefficients, "_is_hf_initialized", False)
@@ -177,6 +206,8 @@ class ProjClustHead(FactoredTable):
     Not an ``nn.Linear``: what looks for linear layers to replace (LoRA targets, quantisers) must leave it alone.
     """
 
+    in_features: int
+    out_features: int
     bias: nn.Parameter | None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Linear)
@@ -198,6 +229,11 @@ class ProjClustHead(FactoredTable):
         )
         logits = stored.index_select(-1, self.rows)
         return logits if self.bias is None else logits + self.bias.to(logits.dtype)  # as under autocast in nn.Linear
+
+    def resize(self, num_embeddings: int, new_rows: Tensor) -> None:
+        """As in the base; the bias is for the model to resize."""
+        super().resize(num_embeddings, new_rows)
+        self.out_features = num_embeddings
 
     def init_factors(self, std: float) -> None:
         """As in the base, with a bias of zeros."""
@@ -295,7 +331,25 @@ def factor_in_place(module: nn.Module, layout: FactorLayout) -> None:
     Raises:
         ValueError: If the module is of another kind, or looks up in a way that a factored table does not.
     """
+    check_factorable(module)
     weight: Any = module.weight
+    counterpart: type[FactoredTable] = (
+        _embedding_class(type(module)) if isinstance(module, nn.Embedding) else ProjClustHead
+    )
+    del module.weight
+    module.__class__ = counterpart
+    module._set_factors(layout, weight.device, weight.dtype)  # type: ignore[operator]
+
+
+def check_factorable(module: nn.Module) -> None:
+    """Refuse a module that no factored table can stand in for.
+
+    Args:
+        module: A module that holds a vocabulary table.
+
+    Raises:
+        ValueError: If it is neither an ``nn.Embedding`` nor an ``nn.Linear``, or looks up in a way of its own.
+    """
     if isinstance(module, nn.Embedding):
         if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
             raise ValueError(
@@ -303,17 +357,23 @@ def factor_in_place(module: nn.Module, layout: FactorLayout) -> None:
                 f"scale_grad_by_freq={module.scale_grad_by_freq} and sparse={module.sparse}; a factored table "
                 "offers none of these. Leave this model dense."
             )
-        counterpart: type[FactoredTable] = _embedding_class(type(module))
-    elif isinstance(module, nn.Linear):
-        counterpart = ProjClustHead
-    else:
+    elif not isinstance(module, nn.Linear):
         raise ValueError(
             f"the vocabulary table is in a {type(module).__name__}; expected an nn.Embedding or nn.Linear. "
             "Leave this model dense."
         )
-    del module.weight
-    module.__class__ = counterpart  # type: ignore[assignment]
-    module._set_factors(layout, weight.device, weight.dtype)  # type: ignore[operator]
+
+
+def dense_counterpart(module: Any) -> Any:
+    """A plain ``nn.Embedding`` or ``nn.Linear`` of a factored module's dense weight; a dense module as it is."""
+    if not isinstance(module, FactoredTable):
+        return module
+    weight = module.dense_weight().detach()
+    if isinstance(module, nn.Embedding):
+        return nn.Embedding.from_pretrained(weight)
+    dense: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    dense.weight, dense.bias = nn.Parameter(weight), module.bias
+    return dense
 
 
 def _embedding_class(native_class: type[nn.Embedding]) -> type[ProjClustEmbedding]:

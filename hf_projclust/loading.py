@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -21,7 +22,6 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from . import modeling_projclust
 from .configuration_projclust import PREFIX, ProjClustConfigMixin
-from .modeling_projclust import vocabulary_modules
 from .tables import TableFile, find_table
 
 
@@ -52,14 +52,17 @@ def load_model(path: str | Path) -> PreTrainedModel:
     return model
 
 
-def load_model_without_table(path: str | Path) -> tuple[PreTrainedModel, TableFile]:
-    """Load a model whose vocabulary table stays in its file.
+def load_model_without_tables(
+    path: str | Path, choose: Callable[[Any], dict[str, list[Any]]]
+) -> tuple[PreTrainedModel, dict[str, TableFile]]:
+    """Load a model whose vocabulary tables stay in their files.
 
     Args:
         path: A folder, or a model id on the Hub, with safetensors files.
+        choose: Gives, for a model, the modules of each table, as ``vocabulary_modules`` does.
 
     Returns:
-        The model, on the CPU but for its table, which is on the meta device; and the table.
+        The model, on the CPU but for those tables, which are on the meta device; and the tables.
 
     Raises:
         FileNotFoundError: If there is no such folder and the Hub gives no such model.
@@ -76,20 +79,23 @@ def load_model_without_table(path: str | Path) -> tuple[PreTrainedModel, TableFi
         )
     with torch.device("meta"):
         skeleton = found.from_config(config) if found is AutoModel else found(config)
-    tables = vocabulary_modules(skeleton)
-    places, names = {}, []
+    groups = choose(skeleton)
+    group_of = {id(module): name for name, modules in groups.items() for module in modules}
+    places: dict[str, str] = {}
+    names: dict[str, list[str]] = {name: [] for name in groups}
     for module_name, module in skeleton.named_modules(remove_duplicate=False):
         for name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            is_table = any(module is table for table in tables) and name == "weight"
+            group = group_of.get(id(module)) if name == "weight" else None
             full_name = f"{module_name}.{name}".removeprefix(".")
-            places[full_name] = "disk" if is_table else "cpu"
-            names += [full_name] if is_table else []
-    table = find_table(folder, names, tables[0].weight.shape[0])
+            places[full_name] = "cpu" if group is None else "disk"
+            if group is not None:
+                names[group].append(full_name)
+    tables = {name: find_table(folder, names[name], modules[0].weight.shape[0]) for name, modules in groups.items()}
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as unused:
         warnings.filterwarnings("ignore", "The following device_map keys do not match")
         model = found.from_pretrained(folder, config=config, dtype="auto", device_map=places, offload_folder=unused)
     model.name_or_path = model.config.name_or_path = str(path)
-    return model, table
+    return model, tables
 
 
 def load_tokenizer(name_or_path: str | Path | None) -> PreTrainedTokenizerBase:

@@ -2,7 +2,8 @@
 
 ``ProjClustBertForMaskedLM(ProjClustModelMixin, BertForMaskedLM)`` keeps every native head, signature and
 state-dict name. Before the native ``post_init`` runs, the module of ``get_input_embeddings()`` and every module
-whose weight is tied to it are factored in place, and the tie table is rewritten from weights to factors.
+whose weight is tied to it are factored in place, and the tie table is rewritten from weights to factors; an untied
+head, if the configuration says so, by factors of its own.
 
 The private hooks of Transformers that are overridden here: ``post_init``, ``tie_weights``,
 ``initialize_weights``, ``_adjust_missing_and_unexpected_keys``, ``_resize_token_embeddings``, ``is_custom_code``.
@@ -38,7 +39,7 @@ from .configuration_projclust import (
     ProjClustConfigMixin,
     projclust_config_class,
 )
-from .embedding_projclust import FACTOR_NAMES, FactoredTable, factor_in_place
+from .embedding_projclust import FACTOR_NAMES, FactoredTable, dense_counterpart, factor_in_place
 
 _MADE_CLASSES: dict[tuple[type, type], Any] = {}
 
@@ -52,6 +53,7 @@ class ProjClustModelMixin(_NativeModel):
     """What a made model class adds to its native base."""
 
     native_class: ClassVar[Any]
+    _tied_rows: dict[str, str]  # buffers of tied modules, each with that of the module whose row order it copies
 
     def post_init(self) -> None:
         """Factor the vocabulary table, then finish as the native class does."""
@@ -62,27 +64,36 @@ class ProjClustModelMixin(_NativeModel):
         self._tp_plan = {name: plan for name, plan in (self.tp_plan or {}).items() if name not in factored}
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """Tie as the native class does; then give tied modules the row order of the input embedding."""
+        """Tie as the native class does; then give tied modules the row order of the stored one."""
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
-        rows: Any = self.get_input_embeddings().rows
-        for name, table in factored_tables(self).items():
-            if f"{name}.rows" in (self._keys_to_ignore_on_save or ()):
-                table.rows = rows.to(table.coefficients.device)
-                if missing_keys is not None:
-                    missing_keys.discard(f"{name}.rows")
+        for target, source in self._tied_rows.items():
+            table: Any = _owner(self, target)
+            rows = self.get_buffer(source)
+            if rows.is_meta and not table.rows.is_meta:
+                raise ValueError(
+                    f"{type(self).__name__} is to be loaded with offload_buffers=True, and {target} shares a row order "
+                    "that would be on disk; expected it in memory, where it takes 4 bytes a token. Leave "
+                    "offload_buffers out: all parameters are offloaded without it."
+                )
+            # Parameters that are offloaded are on the meta device between uses; buffers are not.
+            table.rows = rows if table.coefficients.is_meta else rows.to(table.coefficients.device)
+            if missing_keys is not None:
+                missing_keys.discard(target)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Fill factors that no checkpoint has filled; then initialise the rest as the native class does."""
+        """Fill factors in memory that no checkpoint has filled; then initialise the rest as the native class does."""
         std = getattr(self.config.get_text_config(), "initializer_range", None) or 0.02
         for table in factored_tables(self).values():
-            if not table._is_hf_initialized:
+            if not (table._is_hf_initialized or table.coefficients.is_meta):
                 table.init_factors(std)
         super().initialize_weights()
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
-        damage = _damage(factored_tables(self), loading_info)
+        # A body, or another head, leaves the factors of the file's head over, as it would the dense one.
+        may_leave_over = "head" in self.config.factor_layouts and self.get_output_embeddings() is None
+        damage = _damage(factored_tables(self), loading_info, may_leave_over=may_leave_over)
         if damage is not None:
             # Transformers reports and raises for these keys itself, in place of the error below.
             for keys in (loading_info.missing_keys, loading_info.mismatched_keys, loading_info.unexpected_keys):
@@ -92,16 +103,27 @@ class ProjClustModelMixin(_NativeModel):
     def _resize_token_embeddings(
         self, new_num_tokens: int | None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Module:
-        embedding: Any = self.get_input_embeddings()
-        size = embedding.num_embeddings if new_num_tokens is None else new_num_tokens
-        if pad_to_multiple_of is not None:
-            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
-        if size != embedding.num_embeddings:
-            raise NotImplementedError(
-                f"resize_token_embeddings was asked for {size:,} tokens; a factored table keeps its "
-                f"{embedding.num_embeddings:,}. Resize the dense model, hf_projclust.decompress(model), and "
-                "compress the result."
-            )
+        """Resize every vocabulary module in place; rows of new tokens are those that the native class would give."""
+        groups = vocabulary_modules(self)
+        embedding, head = groups["embedding"][0], self.get_output_embeddings()
+        size = _padded(embedding.num_embeddings if new_num_tokens is None else new_num_tokens, pad_to_multiple_of)
+        if size == embedding.num_embeddings:
+            return embedding
+        natives: dict[str, Any] = {
+            "embedding": self._get_resized_embeddings(dense_counterpart(embedding), size, None, mean_resizing)
+        }
+        if head is not None:
+            natives["head"] = self._get_resized_lm_head(dense_counterpart(head), size, mean_resizing=mean_resizing)
+        for name in self.config.factor_layouts:
+            for module in groups[name]:
+                module.resize(size, natives[name].weight[module.layout.num_embeddings :].detach())
+        self.config.set_factor_layouts({name: groups[name][0].layout for name in self.config.factor_layouts})
+        if not isinstance(embedding, FactoredTable):
+            self.set_input_embeddings(natives["embedding"])
+        if isinstance(head, FactoredTable):
+            head.bias = natives["head"].bias
+        if head is not None:  # some classes take over the bias here
+            self.set_output_embeddings(head if isinstance(head, FactoredTable) else natives["head"])
         return embedding
 
     @classmethod
@@ -115,14 +137,15 @@ def factored_tables(model: nn.Module) -> dict[str, FactoredTable]:
     return {name: module for name, module in model.named_modules() if isinstance(module, FactoredTable)}
 
 
-def vocabulary_modules(model: Any) -> list[Any]:
-    """The module of the input embedding, and every module whose weight is tied to it.
+def vocabulary_modules(model: Any) -> dict[str, list[Any]]:
+    """The modules that hold a vocabulary table, those with one weight together.
 
     Args:
-        model: A ``PreTrainedModel``, dense.
+        model: A ``PreTrainedModel``.
 
     Returns:
-        The modules, the input embedding first.
+        Under "embedding" the module of the input embedding, then every module whose weight is tied to it; under
+        "head" the same of the output embedding, or nothing where there is none or it is tied to the input's.
 
     Raises:
         ValueError: If the model has no token embedding.
@@ -136,13 +159,21 @@ def vocabulary_modules(model: Any) -> list[Any]:
             f"{type(model).__name__} has {type(embedding).__name__} as its input embedding; expected an "
             "nn.Embedding of tokens. Only models that read token ids can be compressed."
         )
-    modules: list[Any] = [embedding]
     ties = model.get_expanded_tied_weights_keys(all_submodels=True)
+    of_embedding = _tied_modules(model, embedding, ties)
+    head = model.get_output_embeddings()
+    is_own = head is not None and head not in of_embedding
+    return {"embedding": of_embedding, "head": _tied_modules(model, head, ties) if is_own else []}
+
+
+def _tied_modules(model: Any, first: nn.Module, ties: dict[str, str]) -> list[Any]:
+    """A module, and every other one whose weight is tied to its own, at first or second hand."""
+    modules: list[Any] = [first]
     grew = True
     while grew:
         grew = False
         for pair in ties.items():
-            ends = [_owner(model, key) for key in pair if key.endswith(".weight")]
+            ends = [_owner(model, key) for key in pair if key.endswith((".weight", f".{FACTOR_NAMES[0]}"))]
             if len(ends) == 2 and any(end in modules for end in ends):
                 added = [end for end in ends if end is not None and end not in modules]
                 modules += added
@@ -206,30 +237,55 @@ def _entries(module: Any, native_config: type) -> Iterator[tuple[Any, Any]]:
 
 
 def _factor_vocabulary(model: Any) -> None:
-    layout = model.config.embedding_layout
-    modules = vocabulary_modules(model)
-    for module in modules:
-        shape = (module.weight.shape[0], module.weight.shape[1])
-        if shape != (layout.num_embeddings, layout.dim):
-            raise ProjClustCheckpointError(
-                f"{type(model).__name__} has a vocabulary table of {shape[0]:,} x {shape[1]}; its configuration "
-                f"describes a factored one of {layout.num_embeddings:,} x {layout.dim}. The config.json is "
-                "damaged, or vocab_size or the width was changed: fetch the checkpoint again."
-            )
+    layouts = model.config.factor_layouts
+    groups = vocabulary_modules(model)
+    if "head" in layouts and model.get_output_embeddings() is not None and not groups["head"]:
+        raise ProjClustCheckpointError(
+            f"the configuration of {type(model).__name__} ties its head to the vocabulary table, and describes a "
+            "factored head with a table of its own; expected one or the other. Load the checkpoint with the "
+            "tie_word_embeddings that it was saved with."
+        )
+    factored = {name: groups[name] for name in layouts}
+    for name, modules in factored.items():
+        for module in modules:
+            shape, layout = tuple(module.weight.shape), layouts[name]
+            if shape != (layout.num_embeddings, layout.dim):
+                raise ProjClustCheckpointError(
+                    f"{type(model).__name__} has a vocabulary table of {shape[0]:,} x {shape[1]}; its configuration "
+                    f"describes a factored one of {layout.num_embeddings:,} x {layout.dim}. The config.json is "
+                    "damaged, or vocab_size or the width was changed: fetch the checkpoint again."
+                )
     submodels = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     ties = {submodel: submodel.get_expanded_tied_weights_keys(all_submodels=False) for submodel in submodels}
-    for module in modules:
-        if not isinstance(module, FactoredTable):
-            factor_in_place(module, layout)
+    for name, modules in factored.items():
+        for module in modules:
+            if not isinstance(module, FactoredTable):
+                factor_in_place(module, layouts[name])
     for submodel in submodels:
         if ties[submodel]:
             submodel._tied_weights_keys = _ties_of_factors(submodel, ties[submodel])
     for submodel in submodels:
         if submodel is not model:
             submodel.all_tied_weights_keys = submodel.get_expanded_tied_weights_keys(all_submodels=True)
-    # The row order is stored once, with the input embedding; tie_weights copies it to the others.
-    tied_rows = {f"{name}.rows" for name, table in factored_tables(model).items() if table is not modules[0]}
-    model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or []) | tied_rows
+    # The row order is stored once, with the first module of a group; tie_weights copies it to the others.
+    names = {id(module): name for name, module in model.named_modules()}
+    model._tied_rows = {
+        f"{names[id(module)]}.rows": f"{names[id(modules[0])]}.rows"
+        for modules in factored.values()
+        for module in modules[1:]
+    }
+    model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or []) | set(model._tied_rows)
+
+
+def _padded(size: int, multiple: int | None) -> int:
+    """A number of tokens, rounded up to a multiple."""
+    for name, number in (("new_num_tokens", size), ("pad_to_multiple_of", 1 if multiple is None else multiple)):
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(
+                f"resize_token_embeddings was given {name}={number!r}; expected a whole number, 1 or more. Give the "
+                "length of the tokenizer, len(tokenizer)."
+            )
+    return size if multiple is None else -(-size // multiple) * multiple
 
 
 def _ties_of_factors(model: PreTrainedModel, ties: dict[str, str]) -> dict[str, str]:
@@ -252,7 +308,7 @@ def _owner(model: Any, key: str) -> nn.Module | None:
         return None
 
 
-def _damage(tables: dict[str, FactoredTable], loading_info: Any) -> str | None:
+def _damage(tables: dict[str, FactoredTable], loading_info: Any, *, may_leave_over: bool) -> str | None:
     """What is wrong with the factors that a checkpoint gave, or None."""
     parts = (*FACTOR_NAMES, "rows")
     keys = {f"{name}.{part}" for name in tables for part in parts}
@@ -261,7 +317,8 @@ def _damage(tables: dict[str, FactoredTable], loading_info: Any) -> str | None:
             f"the checkpoint has no {', '.join(missing)}; expected every factor of the vocabulary table. Without it "
             "the table would be random: fetch or save the checkpoint again."
         )
-    if left_over := sorted(key for key in loading_info.unexpected_keys if key.rpartition(".")[2] in parts):
+    left_over = sorted(key for key in loading_info.unexpected_keys if key.rpartition(".")[2] in parts)
+    if left_over and not may_leave_over:
         return (
             f"the checkpoint has {', '.join(left_over)}, for which this model has no factored table; expected the "
             "modules that share the vocabulary table when it was saved. Load it with the tie_word_embeddings that it "

@@ -18,18 +18,19 @@ from transformers import AutoConfig
 from .configuration_projclust import ProjClustCheckpointError, ProjClustConfigMixin
 from .embedding_projclust import FACTOR_NAMES
 from .loading import check_source, model_class
+from .modeling_projclust import factored_tables
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a model and, within it, of its vocabulary table.
+    """Sizes of a model and, within it, of its factored tables: the embedding's, and the head's if it has its own.
 
     Attributes:
-        table_parameters: Stored numbers of the table.
+        table_parameters: Stored numbers of the tables.
         model_parameters: Stored numbers of the model, tied ones once.
-        table_disk_bytes: Bytes of the table's tensors in the weight files.
+        table_disk_bytes: Bytes of the tables' tensors in the weight files.
         model_disk_bytes: Bytes of the weight files.
-        table_memory_bytes: Bytes of the table's tensors in memory.
+        table_memory_bytes: Bytes of the tables' tensors in memory.
         model_memory_bytes: Bytes of all parameters and buffers in memory.
     """
 
@@ -48,7 +49,7 @@ def read_config(folder: str | Path) -> Any:
         folder: Folder of the checkpoint.
 
     Returns:
-        A configuration with ``embedding_layout`` and ``projclust``.
+        A configuration with ``factor_layouts`` and ``projclust``, which has the record of each.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no config.json in it.
@@ -65,12 +66,16 @@ def read_config(folder: str | Path) -> Any:
             f"{str(folder)!r} holds a dense model of type {config.model_type!r}; expected a compressed one. Make it "
             "with hf-projclust compress."
         )
-    record = config.projclust.get("solver")
-    if not isinstance(record, dict) or len(record.get("energy_kept", ())) != config.embedding_layout.num_clusters:
-        raise ProjClustCheckpointError(
-            f"{str(folder)!r} has solver={record!r} in its config.json; expected the record of how it was compressed, "
-            "with the energy that each cluster kept. The file is damaged: fetch or save the checkpoint again."
-        )
+    records = config.projclust.get("solver")
+    for name, layout in config.factor_layouts.items():
+        record = records.get(name) if isinstance(records, dict) else None
+        # Fewer where tokens were added since, in a cluster of their own.
+        if not isinstance(record, dict) or not 0 < len(record.get("energy_kept", ())) <= layout.num_clusters:
+            raise ProjClustCheckpointError(
+                f"{str(folder)!r} has solver={records!r} in its config.json; expected under {name!r} the record of "
+                "how it was compressed, with the energy that each cluster kept. The file is damaged: fetch or save "
+                "the checkpoint again."
+            )
     return config
 
 
@@ -88,13 +93,15 @@ def measure(folder: str | Path) -> tuple[Sizes, Sizes]:
         ProjClustCheckpointError: If the checkpoint is not compressed, or its files are damaged.
     """
     config = read_config(folder)
-    layout = config.embedding_layout
+    layouts = config.factor_layouts.values()
     with torch.device("meta"):
         model = model_class(config)(config).to(config.dtype)
-    embedding = model.get_input_embeddings()
-    item_bytes = embedding.coefficients.element_size()
-    row_map_bytes = embedding.rows.element_size() * layout.num_embeddings
-    memory_bytes = layout.num_parameters * item_bytes + row_map_bytes
+    table = next(iter(factored_tables(model).values()))
+    item_bytes = table.coefficients.element_size()
+    parameters = sum(layout.num_parameters for layout in layouts)
+    memory_bytes = (
+        parameters * item_bytes + sum(layout.num_embeddings for layout in layouts) * table.rows.element_size()
+    )
 
     try:
         files = get_local_safetensors_metadata(folder).files_metadata
@@ -104,19 +111,19 @@ def measure(folder: str | Path) -> tuple[Sizes, Sizes]:
             "Fetch or save the checkpoint again."
         ) from error
     stored = {name: info for metadata in files.values() for name, info in metadata.tensors.items()}
-    table = [info for name, info in stored.items() if name.rpartition(".")[2] in (*FACTOR_NAMES, "rows")]
+    factors = [info for name, info in stored.items() if name.rpartition(".")[2] in (*FACTOR_NAMES, "rows")]
     compressed = Sizes(
-        table_parameters=layout.num_parameters,
+        table_parameters=parameters,
         model_parameters=model.num_parameters(),
-        table_disk_bytes=sum(info.data_offsets[1] - info.data_offsets[0] for info in table),
+        table_disk_bytes=sum(info.data_offsets[1] - info.data_offsets[0] for info in factors),
         model_disk_bytes=sum((Path(folder) / name).stat().st_size for name in files),
         table_memory_bytes=memory_bytes,
         model_memory_bytes=model.get_memory_footprint(),
     )
-    numbers = layout.num_embeddings * layout.dim
+    numbers = sum(layout.num_embeddings * layout.dim for layout in layouts)
     dense = Sizes(
         table_parameters=numbers,
-        model_parameters=compressed.model_parameters - layout.num_parameters + numbers,
+        model_parameters=compressed.model_parameters - parameters + numbers,
         table_disk_bytes=numbers * item_bytes,
         model_disk_bytes=compressed.model_disk_bytes - compressed.table_disk_bytes + numbers * item_bytes,
         table_memory_bytes=numbers * item_bytes,

@@ -24,6 +24,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
@@ -136,6 +138,17 @@ TINY_MODELS = {
         ("model.embed_tokens", "lm_head"),
     ),
 }
+
+
+def build_llava() -> LlavaForConditionalGeneration:
+    """A vision-language model: its vocabulary stands in a text model within it, its untied head outside."""
+    vision = {"model_type": "clip_vision_model", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    text = TINY_MODELS["llama"].config.to_dict()
+    torch.manual_seed(0)
+    return LlavaForConditionalGeneration(
+        LlavaConfig(text_config=text, vision_config=vision, image_token_index=0)
+    ).eval()
 
 
 @pytest.fixture(params=TINY_MODELS.values(), ids=TINY_MODELS.keys())

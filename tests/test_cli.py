@@ -53,11 +53,13 @@ def test_info_prints_clusters_and_sizes(base: Path, tmp_path: Path) -> None:
     run("compress", base, "--output", tmp_path / "out", "--num-clusters", 3, "--rank", 4)
     output = run("info", tmp_path / "out")
     solver = json.loads((tmp_path / "out/config.json").read_text())["projclust"]
-    for size, kept in zip(solver["embedding"]["cluster_sizes"], solver["solver"]["energy_kept"], strict=True):
+    for size, kept in zip(
+        solver["embedding"]["cluster_sizes"], solver["solver"]["embedding"]["energy_kept"], strict=True
+    ):
         assert re.search(rf"│ +{size} │ +4 │ +{kept:.1%} │", output)
     assert f"{97 * 16:,}" in output  # dense table
     assert f"{4 * (97 + 3 * 16):,}" in output  # compressed table
-    assert f"{solver['solver']['relative_squared_error']:.4f}" in output
+    assert f"{solver['solver']['embedding']['relative_squared_error']:.4f}" in output
 
 
 @pytest.mark.parametrize("shard_size", ["1GB", "4KB"])

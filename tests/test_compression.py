@@ -182,7 +182,7 @@ def test_full_rank_keeps_the_table_exactly() -> None:
     dense = TINY_MODELS["roberta"].build()
     model = compress(dense, num_clusters=3, rank=WIDTH)
     assert torch.equal(model.get_input_embeddings().dense_weight(), dense.embeddings.word_embeddings.weight)
-    assert model.config.projclust["solver"]["relative_squared_error"] == 0
+    assert model.config.projclust["solver"]["embedding"]["relative_squared_error"] == 0
 
 
 @torch.no_grad()
@@ -192,14 +192,14 @@ def test_recorded_error_is_that_of_the_factors_as_rounded() -> None:
     model = compress(dense.to(torch.bfloat16), num_clusters=1, rank=2)  # rounding is all that is lost
     table = dense.get_input_embeddings().weight.float()
     error = float((table - reference_table(model.float())).square().sum() / table.square().sum())
-    assert model.config.projclust["solver"]["relative_squared_error"] == pytest.approx(error, rel=1e-2)
+    assert model.config.projclust["solver"]["embedding"]["relative_squared_error"] == pytest.approx(error, rel=1e-2)
 
 
 @torch.no_grad()
 def test_recorded_error_and_energy_are_those_of_the_stored_factors() -> None:
     dense = TINY_MODELS["bert"].build()
     model = compress(dense, num_clusters=3, rank=8, seed=3)
-    solver = model.config.projclust["solver"]
+    solver = model.config.projclust["solver"]["embedding"]
     table = dense.get_input_embeddings().weight
     error = (table - reference_table(model)).square().sum() / table.square().sum()
     assert solver["relative_squared_error"] == pytest.approx(float(error), rel=1e-4)
@@ -216,7 +216,7 @@ def test_recorded_error_and_energy_are_those_of_the_stored_factors() -> None:
 
 def test_how_it_was_compressed_is_recorded() -> None:
     dense = TINY_MODELS["bert"].build()
-    solver = compress(dense, preset="svd", compression=0.4, seed=7).config.projclust["solver"]
+    solver = compress(dense, preset="svd", compression=0.4, seed=7).config.projclust["solver"]["embedding"]
     given = {"preset": "svd", "num_clusters": 1, "compression": 0.4, "rank": None, "p": 2.0, "seed": 7}
     assert {key: solver[key] for key in given} == given
 
@@ -250,7 +250,7 @@ def test_every_option_changes_the_model_and_is_recorded(option: dict) -> None:
     plain, changed = (compress(dense, **given) for given in (options, options | option))
     assert not equal_state_dicts(plain, changed)
     name, value = next(iter(option.items()))
-    assert changed.config.projclust["solver"][name] == value
+    assert changed.config.projclust["solver"]["embedding"][name] == value
 
 
 def test_every_option_of_the_solver_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,13 +597,6 @@ def test_adapters_and_quantised_weights_are_refused() -> None:
     quantised.hf_quantizer = object()  # what every quantiser of Transformers leaves on its model
     with pytest.raises(ValueError, match="is quantised; expected float weights. Load it without"):
         compress(quantised, compression=0.4)
-
-
-def test_resizing_is_refused_with_the_way_out() -> None:
-    model = compress(TINY_MODELS["gpt2"].build(), num_clusters=3, compression=0.4)
-    assert model.resize_token_embeddings(VOCAB_SIZE) is model.get_input_embeddings()
-    with pytest.raises(NotImplementedError, match="asked for 104 tokens; .* keeps its 97. Resize the dense model"):
-        model.resize_token_embeddings(pad_to_multiple_of=8)
 
 
 def test_a_model_of_another_width_than_its_config_says_is_refused() -> None:

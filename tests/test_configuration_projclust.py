@@ -98,7 +98,7 @@ def test_every_reader_gives_the_same_configuration(folder: Path, read_by) -> Non
     again = reader.from_pretrained(folder / "again")
     again.name_or_path = config.name_or_path
     assert again.to_dict() == config.to_dict()
-    assert config.embedding_layout == again.embedding_layout
+    assert config.factor_layouts == again.factor_layouts
 
 
 def test_classes_are_made_once_and_found_by_name() -> None:

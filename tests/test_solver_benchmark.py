@@ -180,7 +180,7 @@ def test_errors_are_those_of_a_compressed_model() -> None:
             token_counts="uniform",
             norm_exponent=0,
         )
-        solver = compressed.config.projclust["solver"]
+        solver = compressed.config.projclust["solver"]["embedding"]
         assert row.relative_squared_error == solver["relative_squared_error"]
         assert row.num_clusters == solver["num_clusters"]
 
