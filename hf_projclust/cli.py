@@ -101,6 +101,12 @@ def compress(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder to save the clustering in after each round, and to go on from."),
     ] = None,
+    standalone: Annotated[
+        bool,
+        typer.Option(
+            "--standalone", help="Add the code that loads the model by trust_remote_code, without hf_projclust."
+        ),
+    ] = False,
     force: Force = False,
 ) -> None:
     """Factor the vocabulary table of MODEL and write the model to a folder, tokenizer included."""
@@ -135,7 +141,7 @@ def compress(
         )
         if is_main:
             with new_folder(output, force=force) as folder:
-                compressed.save_pretrained(folder)
+                compressed.save_pretrained(folder, standalone=standalone)
                 copy_companions(model, folder)
             _show_info(output)
 

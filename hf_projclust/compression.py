@@ -229,7 +229,8 @@ def _own_model(model_or_path: Any) -> Any:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
             f"got a {type(model).__name__}; expected a Transformers model (PreTrainedModel), a folder, or a Hub id. "
-            "Of a wrapper (PEFT, DDP, sentence-transformers), pass the model inside, with adapters merged."
+            "Of a wrapper (PEFT, DDP) pass the model inside, with adapters merged; of a SentenceTransformer st, put it "
+            "back: st[0].model = compress(st[0].model, ...)."
         )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
@@ -299,7 +300,9 @@ def _check_group(modules: list[Any]) -> None:
 
 def _with_class(config: Any, config_class: Any) -> Any:
     """The same configuration in another class, by the round trip that a save and a load would make."""
-    made = config_class.from_dict(config.to_dict(), attn_implementation=config._attn_implementation)
+    fields = config.to_dict()
+    fields.pop("auto_map", None)  # code that comes with a checkpoint is that of the other class
+    made = config_class.from_dict(fields, attn_implementation=config._attn_implementation)
     made.name_or_path = config.name_or_path
     return made
 

@@ -12,8 +12,13 @@ This file travels with a checkpoint: it imports torch, transformers and its two 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -22,6 +27,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 FORMAT_VERSION = 1
 TABLE_NAMES = ("embedding", "head")
 PREFIX = "ProjClust"
+_CODE_FILES = ("configuration_projclust.py", "embedding_projclust.py", "modeling_projclust.py")
+_AUTO_MAP = {"AutoConfig": "configuration_projclust.ProjClustConfig"}  # making the config registers its models
 _MADE_CLASSES: dict[type, Any] = {}
 
 if TYPE_CHECKING:
@@ -172,6 +179,26 @@ class ProjClustConfigMixin(_NativeConfig):
         fields = json.loads(super().to_json_string(use_diff=use_diff))
         fields["base_model_type"], fields["model_type"] = fields["model_type"], ProjClustConfig.model_type
         return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | PathLike[str], use_diff: bool = True) -> None:
+        """Write the JSON, and beside it the code that its ``auto_map`` names, so that no copy is without it."""
+        super().to_json_file(json_file_path, use_diff=use_diff)
+        if getattr(self, "auto_map", None):
+            for name in _CODE_FILES:
+                shutil.copyfile(Path(__file__).with_name(name), Path(json_file_path).with_name(name))
+
+    @contextlib.contextmanager
+    def standalone(self, wanted: bool) -> Iterator[None]:
+        """Within the block, save with the code that loads the model, or without it."""
+        before = vars(self).pop("auto_map", None)
+        if wanted:
+            self.auto_map = dict(_AUTO_MAP)
+        try:
+            yield
+        finally:
+            vars(self).pop("auto_map", None)
+            if before is not None:
+                self.auto_map = before
 
 
 class ProjClustConfig(PreTrainedConfig):

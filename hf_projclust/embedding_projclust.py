@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +105,18 @@ class FactoredTable(nn.Module):
 
     @property
     def weight(self) -> Any:
-        """A stand-in for the dense table: its shape costs nothing, any operation on it builds the table."""
-        return FactoredWeight(self)
+        """A stand-in for the dense table: its shape costs nothing, any operation on it builds the table.
+
+        Modules that share their factors give one object as long as it is in use, by which callers see that they are
+        tied.
+        """
+        factors = self.coefficients
+        if torch.compiler.is_compiling():
+            return FactoredWeight(self)
+        weight = _STAND_INS.get(id(factors))
+        if weight is None or not weight._stands_for(factors):
+            weight = _STAND_INS[id(factors)] = FactoredWeight(self)
+        return weight
 
     @weight.setter
     def weight(self, _: Any) -> None:
@@ -235,6 +246,10 @@ class ProjClustHead(FactoredTable):
         super().resize(num_embeddings, new_rows)
         self.out_features = num_embeddings
 
+    def extra_repr(self) -> str:
+        """Shape and bias, as ``nn.Linear`` shows them."""
+        return f"in_features={self.layout.dim}, out_features={self.layout.num_embeddings}, bias={self.bias is not None}"
+
     def init_factors(self, std: float) -> None:
         """As in the base, with a bias of zeros."""
         super().init_factors(std)
@@ -268,6 +283,11 @@ class FactoredWeight(torch.Tensor):
         weight._table = table
         return weight
 
+    def _stands_for(self, factors: Tensor) -> bool:
+        """Whether this was made for these coefficients, and as they are now."""
+        as_made = (self.dtype, self.device, self.requires_grad)
+        return self._table.coefficients is factors and as_made == (factors.dtype, factors.device, factors.requires_grad)
+
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -293,6 +313,9 @@ class FactoredWeight(torch.Tensor):
         return func(*args, **kwargs)
 
 
+# The stand-ins in use, by the identity of the coefficients that they stand for.
+_STAND_INS: WeakValueDictionary[int, FactoredWeight] = WeakValueDictionary()
+
 _ANSWERED_BY_STAND_IN = {
     torch.Tensor.__len__,
     torch.Tensor.dim,
@@ -315,7 +338,7 @@ _WRITING_OPERATORS = {"__set__", "__setitem__", *(f"__i{name}__" for name in _OP
 _WEIGHT_IS_READ_ONLY = (
     "the dense weight of a factored table was to be changed; it is built from the factors at each use and can "
     "only be read. Change the parameters `coefficients` and `bases`, or get a dense model with "
-    "hf_projclust.decompress(model) first."
+    "hf_projclust.decompress(model) first; an adapter of the table can be loaded on that one and merged there."
 )
 
 

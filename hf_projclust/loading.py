@@ -137,6 +137,13 @@ def check_source(path: str | Path) -> None:
     """
     if Path(path).is_dir():
         if not (Path(path) / "config.json").is_file():
+            if (Path(path) / "modules.json").is_file():
+                raise FileNotFoundError(
+                    f"folder {str(path)!r} is one of sentence-transformers without a config.json at its top; expected "
+                    "the Transformers model there, not in a subfolder. Save it again by SentenceTransformer(folder)"
+                    ".save_pretrained(new_folder), or compress the model inside: st[0].model = compress(st[0].model, "
+                    "...)."
+                )
             raise FileNotFoundError(
                 f"folder {str(path)!r} has no config.json; expected one, and weights beside it, as "
                 "save_pretrained() writes them. Check the path; of a PEFT adapter, merge it and save the whole model."

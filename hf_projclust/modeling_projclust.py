@@ -13,7 +13,9 @@ This file travels with a checkpoint: it imports torch, transformers and its two 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -42,6 +44,7 @@ from .configuration_projclust import (
 from .embedding_projclust import FACTOR_NAMES, FactoredTable, dense_counterpart, factor_in_place
 
 _MADE_CLASSES: dict[tuple[type, type], Any] = {}
+_TABLE_IN_PEFT = "embeddings.word_embeddings"
 
 if TYPE_CHECKING:
     _NativeModel = PreTrainedModel
@@ -63,22 +66,48 @@ class ProjClustModelMixin(_NativeModel):
         factored = set(factored_tables(self))
         self._tp_plan = {name: plan for name, plan in (self.tp_plan or {}).items() if name not in factored}
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """Find a module by name; any model finds its table by the name that PEFT's prompt tuning asks for.
+
+        PEFT knows the table by that name, or as the parameter with as many rows as the vocabulary, and here no
+        parameter has as many.
+        """
+        try:
+            return super().get_submodule(target)
+        except AttributeError:
+            if target != _TABLE_IN_PEFT:
+                raise
+            return self.get_input_embeddings()
+
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Tie as the native class does; then give tied modules the row order of the stored one."""
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
         for target, source in self._tied_rows.items():
-            table: Any = _owner(self, target)
-            rows = self.get_buffer(source)
-            if rows.is_meta and not table.rows.is_meta:
+            table, stored = _owner(self, target), _owner(self, source)
+            if not (isinstance(table, FactoredTable) and isinstance(stored, FactoredTable)):
+                continue  # PEFT has put a wrapper in the place of one
+            if stored.rows.is_meta and not table.rows.is_meta:
                 raise ValueError(
                     f"{type(self).__name__} is to be loaded with offload_buffers=True, and {target} shares a row order "
                     "that would be on disk; expected it in memory, where it takes 4 bytes a token. Leave "
                     "offload_buffers out: all parameters are offloaded without it."
                 )
             # Parameters that are offloaded are on the meta device between uses; buffers are not.
-            table.rows = rows if table.coefficients.is_meta else rows.to(table.coefficients.device)
+            device = stored.rows.device if table.coefficients.is_meta else table.coefficients.device
+            # A copy: what saves sharded models would write both names, and refuses names that share memory.
+            table.rows = stored.rows.to(device, copy=True)
             if missing_keys is not None:
                 missing_keys.discard(target)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Save as the native class does, unless modules that are tied to the table no longer share its factors.
+
+        Raises:
+            ValueError: If such a module has factors of its own, for which the file has no place.
+        """
+        if not getattr(self, "_hf_peft_config_loaded", False):  # then only the adapters are saved
+            _check_shared_factors(self)
+        return super().save_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -88,6 +117,22 @@ class ProjClustModelMixin(_NativeModel):
             if not (table._is_hf_initialized or table.coefficients.is_meta):
                 table.init_factors(std)
         super().initialize_weights()
+
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], *args: Any, standalone: bool | None = None, **kwargs: Any
+    ) -> None:
+        """Save as the native class does, and on demand with the code that loads the model.
+
+        Args:
+            save_directory: Folder to save in.
+            *args: As in the native class.
+            standalone: Whether to add the code, so that the Auto classes load the folder by ``trust_remote_code=True``
+                where hf_projclust is not installed. By default it is added if the model was loaded from such a folder.
+            **kwargs: As in the native class.
+        """
+        unchanged = contextlib.nullcontext()
+        with unchanged if standalone is None else self.config.standalone(standalone):
+            super().save_pretrained(save_directory, *args, **kwargs)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
@@ -306,6 +351,19 @@ def _owner(model: Any, key: str) -> nn.Module | None:
         return model.get_submodule(key.rpartition(".")[0])
     except AttributeError:
         return None
+
+
+def _check_shared_factors(model: Any) -> None:
+    """Refuse to save where a reload, which ties the modules again, would give another model."""
+    for target, source in model._tied_rows.items():
+        own, stored = (getattr(_owner(model, key), FACTOR_NAMES[0], None) for key in (target, source))
+        if own is not stored and not any(getattr(factors, "is_meta", True) for factors in (own, stored)):
+            name = target.removesuffix(".rows")
+            raise ValueError(
+                f"{name} is tied to the vocabulary table, but has factors of its own now, as after merging an adapter "
+                "that lists one of the two in modules_to_save; expected shared factors, since a file holds them once. "
+                "Leave the table and its head out of modules_to_save, or keep the adapter unmerged: save the PeftModel."
+            )
 
 
 def _damage(tables: dict[str, FactoredTable], loading_info: Any, *, may_leave_over: bool) -> str | None:

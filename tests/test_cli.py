@@ -105,8 +105,9 @@ def test_examples_in_help_run_word_for_word(base: Path, tmp_path: Path) -> None:
 def test_options_of_compress_are_those_of_the_function() -> None:
     function, command = (inspect.signature(f).parameters for f in (hf_projclust.compress, cli.compress))
     objects = ("model_or_path", "tokenizer")  # which no command line can give; MODEL stands for both
+    of_output = ("model", "output", "standalone", "force")
     options = {name: p.default for name, p in function.items() if name not in objects}
-    assert {name: p.default for name, p in command.items() if name not in ("model", "output", "force")} == options
+    assert {name: p.default for name, p in command.items() if name not in of_output} == options
 
 
 def test_help_lists_every_command() -> None:
