@@ -156,7 +156,7 @@ def compress(
     if tokenizer is None and not options.needs_no_tokenizer:
         try:
             tokenizer = load_tokenizer(model.name_or_path)
-            check_tokenizer(tokenizer, modules[0].weight.shape[0])
+            check_tokenizer(tokenizer, min(modules[0].weight.shape[0] for modules in groups.values()))
         except ValueError as error:
             if token_counts is not None:
                 raise

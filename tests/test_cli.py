@@ -256,7 +256,7 @@ def test_info_says_how_tokens_were_counted(base: Path, tmp_path: Path) -> None:
 def test_info_reads_a_record_without_token_counts_as_uniform(base: Path, tmp_path: Path) -> None:
     run("compress", base, "--output", tmp_path / "out", "--rank", 4)
     config = json.loads((tmp_path / "out/config.json").read_text())
-    assert config["projclust"]["solver"].pop("token_counts") == "tokenizer"
+    assert config["projclust"]["solver"]["embedding"].pop("token_counts") == "tokenizer"
     (tmp_path / "out/config.json").write_text(json.dumps(config))
     assert "Token counts: uniform" in run("info", tmp_path / "out")
 

@@ -264,7 +264,7 @@ def test_every_option_of_the_solver_reaches_it(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("hf_projclust.factoring.cluster", watched)
     model = compress(TINY_MODELS["bert"].build(), compression=0.4, token_counts="uniform", **given)
     assert {name: received[name] for name in given} == {**given, "num_clusters": [3]}
-    assert {name: model.config.projclust["solver"][name] for name in given} == given
+    assert {name: model.config.projclust["solver"]["embedding"][name] for name in given} == given
     options = {
         name
         for name, parameter in inspect.signature(cluster).parameters.items()
@@ -304,7 +304,7 @@ def test_the_default_gives_way_to_uniform_where_the_tokenizer_is_of_no_use(
     model = compress(tmp_path, compression=0.4)
     assert message in upstream_log.text
     assert "All tokens count alike now" in upstream_log.text
-    assert model.config.projclust["solver"]["token_counts"] == "uniform"
+    assert model.config.projclust["solver"]["embedding"]["token_counts"] == "uniform"
     with pytest.raises(ValueError, match=re.escape(message)):
         compress(tmp_path, compression=0.4, token_counts="tokenizer")
 
@@ -330,7 +330,7 @@ def test_a_tokenizer_that_is_given_must_fit(tokenizer) -> None:
 def test_a_model_of_no_name_counts_tokens_alike_with_a_warning(upstream_log) -> None:
     model = compress(TINY_MODELS["bert"].build(), compression=0.4)
     assert "no tokenizer can be read for 'the model' (it has no name_or_path)" in upstream_log.text
-    assert model.config.projclust["solver"]["token_counts"] == "uniform"
+    assert model.config.projclust["solver"]["embedding"]["token_counts"] == "uniform"
 
 
 def test_a_checkpoint_of_another_table_or_other_counts_is_refused(tmp_path: Path) -> None:
