@@ -325,6 +325,8 @@ def _build(model_class: Any, config: Any, state_dict: dict[str, Tensor], *, like
             requires_grad[name] = next(like.get_submodule(name.rpartition(".")[0]).parameters()).requires_grad
         parameter.requires_grad_(requires_grad[name])
     model.name_or_path = model.config.name_or_path = like.name_or_path
+    # How the names and tensors of the file differ from those in memory, which a load from memory cannot know.
+    model._weight_conversions = getattr(like, "_weight_conversions", None)
     if model.can_generate():
         model.generation_config = copy.deepcopy(like.generation_config)
     device = next((parameter.device for parameter in like.parameters() if not parameter.is_meta), model.device)

@@ -58,6 +58,12 @@ class ProjClustModelMixin(_NativeModel):
     native_class: ClassVar[Any]
     _tied_rows: dict[str, str]  # buffers of tied modules, each with that of the module whose row order it copies
 
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        """Build as the native class does; of a composite's configuration a text model takes the text part."""
+        if type(config) is not self.config_class:
+            config = _text_part(config, self.config_class)
+        super().__init__(config, *args, **kwargs)
+
     def post_init(self) -> None:
         """Factor the vocabulary table, then finish as the native class does."""
         _factor_vocabulary(self)
@@ -99,16 +105,6 @@ class ProjClustModelMixin(_NativeModel):
             if missing_keys is not None:
                 missing_keys.discard(target)
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """Save as the native class does, unless modules that are tied to the table no longer share its factors.
-
-        Raises:
-            ValueError: If such a module has factors of its own, for which the file has no place.
-        """
-        if not getattr(self, "_hf_peft_config_loaded", False):  # then only the adapters are saved
-            _check_shared_factors(self)
-        return super().save_pretrained(*args, **kwargs)
-
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """Fill factors in memory that no checkpoint has filled; then initialise the rest as the native class does."""
@@ -129,7 +125,12 @@ class ProjClustModelMixin(_NativeModel):
             standalone: Whether to add the code, so that the Auto classes load the folder by ``trust_remote_code=True``
                 where hf_projclust is not installed. By default it is added if the model was loaded from such a folder.
             **kwargs: As in the native class.
+
+        Raises:
+            ValueError: If a module that is tied to the table has factors of its own, for which the file has no place.
         """
+        if not getattr(self, "_hf_peft_config_loaded", False):  # then only the adapters are saved
+            _check_shared_factors(self)
         unchanged = contextlib.nullcontext()
         with unchanged if standalone is None else self.config.standalone(standalone):
             super().save_pretrained(save_directory, *args, **kwargs)
@@ -236,6 +237,9 @@ def projclust_model_class(native_class: Any, config_class: type[ProjClustConfigM
     Returns:
         Its subclass, ``ProjClustBertForMaskedLM``: the same object for the same arguments.
     """
+    native_config = config_class.native_class
+    if native_class.config_class is native_config.sub_configs.get("text_config"):
+        config_class = projclust_config_class(native_class.config_class)
     key = (native_class, config_class)
     if key not in _MADE_CLASSES:
         name = f"{PREFIX}{native_class.__name__}"
@@ -281,6 +285,14 @@ def _entries(module: Any, native_config: type) -> Iterator[tuple[Any, Any]]:
                 continue
 
 
+def _text_part(config: Any, config_class: Any) -> Any:
+    """The text part of a composite's configuration, with the factors of the composite, whose table it has."""
+    text_config = config.get_text_config()
+    part = config_class.from_dict(text_config.to_dict(), attn_implementation=text_config._attn_implementation)
+    part.name_or_path, part.projclust = config.name_or_path, config.projclust
+    return part
+
+
 def _factor_vocabulary(model: Any) -> None:
     layouts = model.config.factor_layouts
     groups = vocabulary_modules(model)
@@ -290,16 +302,15 @@ def _factor_vocabulary(model: Any) -> None:
             "factored head with a table of its own; expected one or the other. Load the checkpoint with the "
             "tie_word_embeddings that it was saved with."
         )
-    factored = {name: groups[name] for name in layouts}
+    factored = {name: groups[name] for name in layouts if groups[name]}
     for name, modules in factored.items():
-        for module in modules:
-            shape, layout = tuple(module.weight.shape), layouts[name]
-            if shape != (layout.num_embeddings, layout.dim):
-                raise ProjClustCheckpointError(
-                    f"{type(model).__name__} has a vocabulary table of {shape[0]:,} x {shape[1]}; its configuration "
-                    f"describes a factored one of {layout.num_embeddings:,} x {layout.dim}. The config.json is "
-                    "damaged, or vocab_size or the width was changed: fetch the checkpoint again."
-                )
+        shape, layout = tuple(modules[0].weight.shape), layouts[name]  # of tied ones it may differ until they are tied
+        if shape != (layout.num_embeddings, layout.dim):
+            raise ProjClustCheckpointError(
+                f"{type(model).__name__} has a vocabulary table of {shape[0]:,} x {shape[1]}; its configuration "
+                f"describes a factored one of {layout.num_embeddings:,} x {layout.dim}. The config.json is "
+                "damaged, or vocab_size or the width was changed: fetch the checkpoint again."
+            )
     submodels = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     ties = {submodel: submodel.get_expanded_tied_weights_keys(all_submodels=False) for submodel in submodels}
     for name, modules in factored.items():
