@@ -313,8 +313,36 @@ def _errors_as_messages() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError, SafetensorError) as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {_escaped(error)}", soft_wrap=True, highlight=False)
+        _print_error(error)
         raise typer.Exit(1) from error
+    except (RuntimeError, MemoryError) as error:
+        if (message := _failure_of_the_machine(error)) is None:
+            raise
+        _print_error(message)
+        raise typer.Exit(1) from error
+
+
+def _print_error(message: object) -> None:
+    Console(stderr=True).print(f"[red]Error:[/red] {_escaped(message)}", soft_wrap=True, highlight=False)
+
+
+def _failure_of_the_machine(error: Exception) -> str | None:
+    """A message for want of memory and for numbers that torch cannot work with; None for all that may be a bug."""
+    import torch
+
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    if isinstance(error, torch.linalg.LinAlgError):
+        return (
+            f"a decomposition failed ({reason}); expected a table whose rows are not all but equal or extremely large. "
+            "Try another --seed or --device, or a larger --rank."
+        )
+    # On the CPU torch raises a plain RuntimeError, which only its text tells from others.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return (
+            f"the memory is not enough ({reason}); expected room for the model and the clustering. Use a --device that "
+            "has more, or give hf-projclust compress a --memory-limit, such as 1GB."
+        )
+    return None
 
 
 @contextlib.contextmanager

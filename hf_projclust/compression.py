@@ -32,6 +32,7 @@ from .modeling_projclust import (
 from .options import FactoringOptions, Preset, TokenCounts
 from .resources import Resources
 from .solvers import Table
+from .token_counts import check_tokenizer
 
 logger = logging.get_logger(__name__)
 
@@ -92,7 +93,7 @@ def compress(
             "uniform"; "tokenizer", a guess from the vocabulary's scores or order; "words:en,zh", word frequencies of
             languages; "dataset:NAME" or "dataset:NAME,CONFIG"; "prompt:TEXT", which stands in front of every text; or
             a text file or a folder of them. "0.3*" in front of a source weighs it. The default "tokenizer" gives way
-            to "uniform", with a warning, where no tokenizer is found.
+            to "uniform", with a warning, where no tokenizer is found, or one that has more tokens than the table rows.
         count_exponent: Power of the use of a token in the weight of its row; 0 lets all tokens count alike.
         norm_exponent: The squared error of a row counts by its norm to the power of minus this: 0 for absolute
             errors, 2 for relative ones.
@@ -153,12 +154,14 @@ def compress(
     for modules in groups.values():
         _check_group(modules)
     if tokenizer is None and not options.needs_no_tokenizer:
-        tokenizer = load_tokenizer(model.name_or_path)
-        if tokenizer is None and token_counts is None:
+        try:
+            tokenizer = load_tokenizer(model.name_or_path)
+            check_tokenizer(tokenizer, min(modules[0].weight.shape[0] for modules in groups.values()))
+        except ValueError as error:
+            if token_counts is not None:
+                raise
             logger.warning(
-                "no tokenizer is found for %r, so that all tokens count alike; frequent ones would lose less if one is "
-                "known. Pass tokenizer=..., or token_counts='uniform' if this is meant.",
-                model.name_or_path or type(model).__name__,
+                "%s All tokens count alike now; frequent ones would lose less if their use was known.", error
             )
             options = replace(options, token_counts="uniform")
     factors = {}

@@ -131,8 +131,8 @@ def cluster_table(
         options: How to factor it.
         resources: What may be used for it.
         use: Share of each token in running text, shape (n,), float64.
-        on_round: Called after each round, with the least cost of its start so far as a share of the cost of rows of
-            zeros; infinity before its clusters are merged.
+        on_round: Called after each round, with the least cost of its start so far over the sum of norm^p of the
+            weighted rows; infinity before its clusters are merged.
 
     Returns:
         The rows, their weights and their clustering.

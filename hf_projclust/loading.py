@@ -98,23 +98,32 @@ def load_model_without_tables(
     return model, tables
 
 
-def load_tokenizer(name_or_path: str | Path | None) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of a model, where it is at hand.
+def load_tokenizer(name_or_path: str | Path | None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model.
 
     Args:
         name_or_path: A folder, a model id on the Hub, or nothing.
 
     Returns:
-        The tokenizer; None where there is none, or none that Transformers can read.
+        The tokenizer.
+
+    Raises:
+        ValueError: If there is none, or none that Transformers can read.
     """
-    if not name_or_path:
-        return None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError, ImportError):
-        return None
-    # Of a folder without a tokenizer Transformers makes one that knows its special tokens alone.
-    return tokenizer if len(tokenizer.get_vocab()) > len(tokenizer.all_special_ids) else None
+    reason = "it has no name_or_path"
+    if name_or_path:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+            # Of a folder without a tokenizer Transformers makes one that knows its special tokens alone.
+            if len(tokenizer.get_vocab()) > len(tokenizer.all_special_ids):
+                return tokenizer
+            reason = "its files have no vocabulary"
+        except Exception as error:  # which is all that the tokenizers library says of a file that it cannot read
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    raise ValueError(
+        f"no tokenizer can be read for {str(name_or_path or 'the model')!r} ({reason}); expected one whose ids are the "
+        "rows of the table. Pass tokenizer=..., or token_counts='uniform' if all tokens are meant to count alike."
+    )
 
 
 def check_source(path: str | Path) -> None:

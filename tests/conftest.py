@@ -66,7 +66,7 @@ class Tiny:
         return inputs
 
 
-_ENCODER = {
+SMALL_SIZES = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": WIDTH,
     "num_hidden_layers": 1,
@@ -79,7 +79,7 @@ TINY_MODELS = {
     # a tied head with a bias; a padding row
     "bert": Tiny(
         BertForMaskedLM,
-        BertConfig(**_ENCODER, pad_token_id=0),
+        BertConfig(**SMALL_SIZES, pad_token_id=0),
         ("bert.embeddings.word_embeddings", "cls.predictions.decoder"),
     ),
     # no head, a task head, labels
@@ -91,7 +91,7 @@ TINY_MODELS = {
         ("distilbert.embeddings.word_embeddings",),
     ),
     # positions that depend on the padding id
-    "roberta": Tiny(RobertaModel, RobertaConfig(**_ENCODER, pad_token_id=1), ("embeddings.word_embeddings",)),
+    "roberta": Tiny(RobertaModel, RobertaConfig(**SMALL_SIZES, pad_token_id=1), ("embeddings.word_embeddings",)),
     # a tied head without bias, generation
     "gpt2": Tiny(
         GPT2LMHeadModel,
@@ -103,7 +103,7 @@ TINY_MODELS = {
     # an untied head, which stays dense
     "llama": Tiny(
         LlamaForCausalLM,
-        LlamaConfig(**_ENCODER, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=0),
+        LlamaConfig(**SMALL_SIZES, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=0),
         ("model.embed_tokens",),
     ),
     # one table shared by encoder, decoder and head
@@ -134,7 +134,7 @@ TINY_MODELS = {
     # an embedding class whose scale is a buffer that is in no file
     "gemma3": Tiny(
         Gemma3ForCausalLM,
-        Gemma3TextConfig(**_ENCODER, num_key_value_heads=1, head_dim=8),
+        Gemma3TextConfig(**SMALL_SIZES, num_key_value_heads=1, head_dim=8),
         ("model.embed_tokens", "lm_head"),
     ),
 }

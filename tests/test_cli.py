@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_MODELS, equal_state_dicts
@@ -198,6 +199,31 @@ def test_weights_that_are_cut_get_one_message(base: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("fail", "message"),
+    [
+        (lambda: torch.empty(2**50), "memory is not enough ([enforce fail at alloc_cpu"),
+        (lambda: np.empty(2**50), "memory is not enough (Unable to allocate 8.00 PiB"),
+        (lambda: bytearray(2**60), "memory is not enough (MemoryError)"),
+        (lambda: torch.linalg.cholesky(-torch.eye(2)), "a decomposition failed (linalg.cholesky: "),
+        (lambda: np.linalg.cholesky(-np.eye(2)), "Matrix is not positive definite"),
+    ],
+)
+def test_failures_of_the_machine_get_one_message(base: Path, tmp_path: Path, fail, message: str, monkeypatch) -> None:
+    monkeypatch.setattr("hf_projclust.factoring.cluster", lambda *_, **__: fail())
+    output = run("compress", base, "--output", tmp_path / "out", "--rank", 4, code=1)
+    assert output.count("Error:") == 1
+    assert message in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_may_be_a_bug_keeps_its_traceback(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_projclust.factoring.cluster", lambda *_, **__: torch.ones(2) @ torch.ones(3))
+    result = CliRunner().invoke(cli.app, ["compress", str(base), "--output", str(tmp_path / "out"), "--rank", "4"])
+    assert isinstance(result.exception, RuntimeError)
+    assert "Error:" not in result.output
+
+
 def test_force_replaces_and_keeps_nothing_of_the_old(base: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old").write_text("x")
@@ -230,7 +256,7 @@ def test_info_says_how_tokens_were_counted(base: Path, tmp_path: Path) -> None:
 def test_info_reads_a_record_without_token_counts_as_uniform(base: Path, tmp_path: Path) -> None:
     run("compress", base, "--output", tmp_path / "out", "--rank", 4)
     config = json.loads((tmp_path / "out/config.json").read_text())
-    assert config["projclust"]["solver"].pop("token_counts") == "tokenizer"
+    assert config["projclust"]["solver"]["embedding"].pop("token_counts") == "tokenizer"
     (tmp_path / "out/config.json").write_text(json.dumps(config))
     assert "Token counts: uniform" in run("info", tmp_path / "out")
 

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,16 @@ import torch
 from conftest import TINY_MODELS, VOCAB_SIZE, WIDTH, Tiny, equal_state_dicts, factor_names
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, BertConfig, BertModel, GenerationConfig, GPT2LMHeadModel, ViTConfig, ViTModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    GenerationConfig,
+    GPT2LMHeadModel,
+    ViTConfig,
+    ViTModel,
+)
 from transformers.utils import logging
 
 from hf_projclust import ProjClustCheckpointError, compress, decompress
@@ -254,7 +264,7 @@ def test_every_option_of_the_solver_reaches_it(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("hf_projclust.factoring.cluster", watched)
     model = compress(TINY_MODELS["bert"].build(), compression=0.4, token_counts="uniform", **given)
     assert {name: received[name] for name in given} == {**given, "num_clusters": [3]}
-    assert {name: model.config.projclust["solver"][name] for name in given} == given
+    assert {name: model.config.projclust["solver"]["embedding"][name] for name in given} == given
     options = {
         name
         for name, parameter in inspect.signature(cluster).parameters.items()
@@ -265,13 +275,62 @@ def test_every_option_of_the_solver_reaches_it(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("preset", ["svd", "messi", "robust"])
 def test_presets_that_count_no_tokens_need_no_tokenizer_that_fits(preset: str, tokenizer, tmp_path: Path) -> None:
-    larger = copy.deepcopy(tokenizer)
-    larger.add_tokens(["more", "tokens"])
     TINY_MODELS["bert"].build().save_pretrained(tmp_path)
-    larger.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    add_tokens(tmp_path / "tokenizer.json", "more", "tokens")
+    larger = AutoTokenizer.from_pretrained(tmp_path)
     expected = compress(TINY_MODELS["bert"].build(), preset=preset, compression=0.4)
     assert equal_state_dicts(compress(tmp_path, preset=preset, compression=0.4), expected)
     assert equal_state_dicts(compress(tmp_path, preset=preset, compression=0.4, tokenizer=larger), expected)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: remove(path, path.with_name("tokenizer_config.json")), "(its files have no vocabulary)"),
+        (lambda path: remove(path), "(ValueError: Couldn't instantiate the backend tokenizer from one of: (1)"),
+        (lambda path: path.write_text(path.read_text()[:200]), "(JSONDecodeError: Expecting value: line"),
+        (lambda path: path.write_text("{}"), "(KeyError: 'added_tokens')"),
+        (lambda path: path.write_text(path.read_text().replace("WordLevel", "No")), "(Exception: data did not match"),
+        (lambda path: add_tokens(path, "more", "tokens"), "ids for 99 tokens and the table 97 rows"),
+    ],
+)
+def test_the_default_gives_way_to_uniform_where_the_tokenizer_is_of_no_use(
+    damage, message: str, tokenizer, tmp_path: Path, upstream_log
+) -> None:
+    TINY_MODELS["bert"].build().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    damage(tmp_path / "tokenizer.json")
+    model = compress(tmp_path, compression=0.4)
+    assert message in upstream_log.text
+    assert "All tokens count alike now" in upstream_log.text
+    assert model.config.projclust["solver"]["embedding"]["token_counts"] == "uniform"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        compress(tmp_path, compression=0.4, token_counts="tokenizer")
+
+
+def remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink()
+
+
+def add_tokens(path: Path, *tokens: str) -> None:
+    larger = AutoTokenizer.from_pretrained(path.parent)
+    larger.add_tokens(list(tokens))
+    larger.save_pretrained(path.parent)
+
+
+def test_a_tokenizer_that_is_given_must_fit(tokenizer) -> None:
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens(["more"])
+    with pytest.raises(ValueError, match="ids for 98 tokens and the table 97 rows; expected a row for each. Use"):
+        compress(TINY_MODELS["bert"].build(), compression=0.4, tokenizer=larger)
+
+
+def test_a_model_of_no_name_counts_tokens_alike_with_a_warning(upstream_log) -> None:
+    model = compress(TINY_MODELS["bert"].build(), compression=0.4)
+    assert "no tokenizer can be read for 'the model' (it has no name_or_path)" in upstream_log.text
+    assert model.config.projclust["solver"]["embedding"]["token_counts"] == "uniform"
 
 
 def test_a_checkpoint_of_another_table_or_other_counts_is_refused(tmp_path: Path) -> None:

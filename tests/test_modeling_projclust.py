@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import TINY_MODELS, VOCAB_SIZE, equal_state_dicts, run_python
+from conftest import SMALL_SIZES, TINY_MODELS, VOCAB_SIZE, equal_state_dicts, run_python
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -122,16 +122,7 @@ def test_made_classes_count_as_native_ones(model) -> None:
 
 def test_checkpoint_conversions_hold_as_in_the_native_class(tmp_path: Path) -> None:
     """A Mixtral file has one tensor an expert, which the classifier must merge again."""
-    config = MixtralConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_local_experts=3,
-        tie_word_embeddings=False,
-    )
+    config = MixtralConfig(**SMALL_SIZES, num_key_value_heads=1, num_local_experts=3, tie_word_embeddings=False)
     model = compress(MixtralForCausalLM(config).eval(), num_clusters=3, compression=0.4)
     model.save_pretrained(tmp_path)
     classifier, report = AutoModelForSequenceClassification.from_pretrained(

@@ -7,7 +7,8 @@ import torch
 from conftest import TINY_MODELS, VOCAB_SIZE, WIDTH, Tiny, equal_state_dicts
 
 from hf_projclust import compress
-from hf_projclust.loading import load_model_without_table
+from hf_projclust.loading import load_model_without_tables
+from hf_projclust.modeling_projclust import vocabulary_modules
 from hf_projclust.tables import TableFile, find_table
 
 OPTIONS = {"num_clusters": 3, "compression": 0.4, "token_counts": "uniform"}
@@ -37,7 +38,10 @@ def test_a_limit_on_memory_reads_a_model_in_memory_in_blocks_too() -> None:
 def test_the_table_is_on_no_device_and_the_rest_is_loaded(tmp_path: Path) -> None:
     dense = TINY_MODELS["bert"].build().bfloat16()
     dense.save_pretrained(tmp_path)
-    model, table = load_model_without_table(tmp_path)
+    model, tables = load_model_without_tables(
+        tmp_path, lambda model: {"embedding": vocabulary_modules(model)["embedding"]}
+    )
+    table = tables["embedding"]
     assert model.get_input_embeddings().weight.is_meta
     assert not any(parameter.is_meta for name, parameter in model.named_parameters() if "word_embeddings" not in name)
     assert table.shape == (VOCAB_SIZE, WIDTH)

@@ -71,7 +71,7 @@ def count_tokens(
         return given / given.sum()
     parsed = [parse_source(text) for text in written]
     prompts = [source for source in parsed if source.kind == "prompt"]
-    _check_tokenizer(parsed, tokenizer, vocab_size)
+    _check_need_of_tokenizer(parsed, tokenizer, vocab_size)
     shares, texts = torch.zeros(vocab_size, dtype=torch.float64), 0.0  # texts: how many a token of running text
     for source in parsed:
         if source.kind != "prompt":
@@ -84,7 +84,25 @@ def count_tokens(
     return shares / shares.sum()
 
 
-def _check_tokenizer(sources: list[Source], tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Refuse a tokenizer that is not the one of a table.
+
+    Args:
+        tokenizer: The tokenizer.
+        vocab_size: Rows of the table.
+
+    Raises:
+        ValueError: If an id of the tokenizer has no row.
+    """
+    num_ids = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if num_ids > vocab_size:
+        raise ValueError(
+            f"the tokenizer has ids for {num_ids:,} tokens and the table {vocab_size:,} rows; expected a row for each. "
+            "Use the tokenizer of this model, resize the model's embeddings first, or give token_counts='uniform'."
+        )
+
+
+def _check_need_of_tokenizer(sources: list[Source], tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> None:
     if tokenizer is None:
         needing = [source.text for source in sources if source.kind != "uniform"]
         if needing:
@@ -93,14 +111,8 @@ def _check_tokenizer(sources: list[Source], tokenizer: PreTrainedTokenizerBase |
                 'token_counts="uniform".'
             )
         return
-    if all(source.kind == "uniform" for source in sources):
-        return
-    num_ids = max(tokenizer.get_vocab().values(), default=-1) + 1
-    if num_ids > vocab_size:
-        raise ValueError(
-            f"the tokenizer has ids for {num_ids:,} tokens and the table {vocab_size:,} rows; expected a row for each. "
-            "Use the tokenizer of this model, resize the model's embeddings first, or give token_counts='uniform'."
-        )
+    if any(source.kind != "uniform" for source in sources):
+        check_tokenizer(tokenizer, vocab_size)
 
 
 def _count(source: Source, tokenizer: Any, vocab_size: int) -> list[TokenUse]:
