@@ -167,7 +167,9 @@ def compress(
     factors = {}
     for name, modules in groups.items():
         table = tables.get(name, modules[0].weight.detach())
-        factors[name] = factor_table(table, options, _for_table(resources, name), tokenizer)
+        factors[name] = factor_table(table, options, resources, tokenizer)
+        if checkpoint is not None:  # a second table has a checkpoint of its own within that of the first
+            resources = replace(resources, checkpoint=Path(checkpoint) / "head")
 
     config_class = projclust_config_class(type(model.config))
     config = _with_class(model.config, config_class)
@@ -276,12 +278,6 @@ def _groups_to_factor(model: Any, *, embedding: bool, head: bool) -> dict[str, l
         )
     asked = {"embedding": embedding, "head": head}
     return {name: modules for name, modules in groups.items() if modules and asked[name]}
-
-
-def _for_table(resources: Resources, name: str) -> Resources:
-    """What the run for one of the tables may use: a checkpoint of its own."""
-    checkpoint = resources.checkpoint
-    return replace(resources, checkpoint=None if checkpoint is None else Path(checkpoint) / name)
 
 
 def _check_group(modules: list[Any]) -> None:

@@ -96,12 +96,10 @@ def measure(folder: str | Path) -> tuple[Sizes, Sizes]:
     layouts = config.factor_layouts.values()
     with torch.device("meta"):
         model = model_class(config)(config).to(config.dtype)
-    table = next(iter(factored_tables(model).values()))
-    item_bytes = table.coefficients.element_size()
+    tables = list(factored_tables(model).values())
+    item_bytes = tables[0].coefficients.element_size()
     parameters = sum(layout.num_parameters for layout in layouts)
-    memory_bytes = (
-        parameters * item_bytes + sum(layout.num_embeddings for layout in layouts) * table.rows.element_size()
-    )
+    memory_bytes = parameters * item_bytes + sum(table.rows.nbytes for table in tables)  # each has a copy of the rows
 
     try:
         files = get_local_safetensors_metadata(folder).files_metadata

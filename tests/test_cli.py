@@ -179,7 +179,7 @@ def test_mistakes_get_one_message_and_nothing_is_written(
             lambda folder: (folder / "config.json").write_text(
                 (folder / "config.json").read_text().replace('"energy_kept"', '"energy"')
             ),
-            "expected the record of how it was compressed",
+            "expected under 'embedding' the record of how it was compressed",
         ),
     ],
 )
