@@ -94,7 +94,7 @@ class ProjClustModelMixin(_NativeModel):
                 continue  # PEFT has put a wrapper in the place of one
             if stored.rows.is_meta and not table.rows.is_meta:
                 raise ValueError(
-                    f"{type(self).__name__} is to be loaded with offload_buffers=True, and {target} would share a row order "
+                    f"{type(self).__name__} is to be loaded with offload_buffers=True, and {target} copies a row order "
                     "that would be on disk; expected it in memory, where it takes 4 bytes a token. Leave "
                     "offload_buffers out: all parameters are offloaded without it."
                 )

@@ -72,8 +72,9 @@ def test_sentence_transformers_loads_the_folder_without_a_warning(
     folder, _ = demonstration
     compressed = SentenceTransformer(str(folder / "messi"), device="cpu")
     dense = SentenceTransformer(str(packaged_minilm()), device="cpu")
-    warnings = [record.message for record in upstream_log.records if record.levelname in ("WARNING", "ERROR")]
-    assert warnings == []
+    warnings = [record for record in upstream_log.records if record.levelname in ("WARNING", "ERROR")]
+    # bitsandbytes, where it is installed, warns of a kernel that it would fetch from the network.
+    assert [record.message for record in warnings if not record.name.startswith("bitsandbytes")] == []
     ours, theirs = (torch.tensor(model.encode(bundled_sentences())) for model in (compressed, dense))
     assert mean_cosine(ours, theirs) > 0.9
     expected = embed_sentences(

@@ -127,7 +127,7 @@ def test_offloaded_buffers_are_refused_where_a_head_shares_the_row_order(tmp_pat
     assert torch.equal(output(untied, tiny), expected)
     saved("gpt2", tmp_path / "gpt2")
     with pytest.raises(
-        ValueError, match="offload_buffers=True, and lm_head.rows would share .* in memory.*Leave offload_buffers"
+        ValueError, match="offload_buffers=True, and lm_head.rows copies .* in memory.*Leave offload_buffers"
     ):
         AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2", **everything)
 
