@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
-from .configuration_projclust import FORMAT_VERSION, projclust_config_class
+from .configuration_projclust import FORMAT_VERSION, PREFIX, projclust_config_class
 from .embedding_projclust import check_factorable
 from .factoring import factor_table
 from .loading import load_model, load_model_without_tables, load_tokenizer
@@ -233,6 +233,11 @@ def _own_model(model_or_path: Any) -> Any:
             f"got a {type(model).__name__}; expected a Transformers model (PreTrainedModel), a folder, or a Hub id. "
             "Of a wrapper (PEFT, DDP) pass the model inside, with adapters merged; of a SentenceTransformer st, put it "
             "back: st[0].model = compress(st[0].model, ...)."
+        )
+    if type(model).__name__.startswith(PREFIX) and not isinstance(model, ProjClustModelMixin):
+        raise ValueError(
+            f"{type(model).__name__} runs the code of its checkpoint (trust_remote_code); expected a model that runs "
+            "that of this package. Load it again, after `import hf_projclust`."
         )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(

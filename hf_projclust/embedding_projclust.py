@@ -149,7 +149,8 @@ class ProjClustEmbedding(FactoredTable, nn.Embedding):
         # nn.Embedding gives vectors of full precision under autocast; a matrix product would not.
         with maybe_autocast(input.device.type, enabled=False):
             vectors = self._look_up(input.flatten()).view(*input.shape, self.layout.dim)
-        if self.padding_idx is not None and torch.is_grad_enabled():
+        # A trace is checked by a second one without gradients, which must be the same.
+        if self.padding_idx is not None and (torch.is_grad_enabled() or torch.jit.is_tracing()):
             is_padding = (input == self.padding_idx).unsqueeze(-1)  # (...) -> (..., 1)
             vectors = torch.where(is_padding, vectors.detach(), vectors)
         return vectors

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForTextEncoding, PreTrainedTokenizerFast, T5EncoderModel
 from typer.testing import CliRunner
 
 from hf_projclust import cli, compress, decompress
@@ -111,6 +111,21 @@ def test_a_model_in_a_subfolder_is_refused_with_a_way_that_works(dense: Path, tm
     load(old).save_pretrained(str(tmp_path / "new"))
     run("compress", tmp_path / "new", "--output", tmp_path / "out", "--rank", 4)
     assert isinstance(load(tmp_path / "out")[0].model, ProjClustModelMixin)
+
+
+def test_an_encoder_of_two_parts_is_put_in_after_loading(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """sentence-transformers reads T5 and its like by their native class, which does not know the factors."""
+    compressed = compress(T5EncoderModel(TINY_MODELS["t5"].config), token_counts="uniform", **OPTIONS)
+    compressed.save_pretrained(tmp_path / "out")
+    tokenizer.save_pretrained(tmp_path / "out")
+    st = load(tmp_path / "out")
+    assert not isinstance(st[0].model, ProjClustModelMixin)  # no longer? then the README need not warn of it
+    st[0].model = AutoModelForTextEncoding.from_pretrained(tmp_path / "out")
+    assert isinstance(st[0].model, ProjClustModelMixin)
+    tokens = tokenizer("good film w8", return_tensors="pt")
+    with torch.no_grad():
+        expected = compressed.eval()(tokens["input_ids"]).last_hidden_state.mean(dim=1)[0]
+    torch.testing.assert_close(st.encode("good film w8", convert_to_tensor=True), expected, atol=1e-5, rtol=0)
 
 
 def test_a_standalone_folder_encodes_without_the_plugin(dense: Path, tmp_path: Path) -> None:

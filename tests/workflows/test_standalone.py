@@ -1,5 +1,6 @@
 """Checkpoints that bring their code: loaded without hf_projclust, and with it."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -201,6 +202,21 @@ def test_with_the_plugin_its_own_code_is_taken_without_a_question(
     model = AutoModelForMaskedLM.from_pretrained(folder, **trust)
     assert type(model).__module__ == "hf_projclust.modeling_projclust"
     assert [record.message for record in upstream_log.records if record.levelname != "INFO"] == []
+
+
+def test_the_copy_of_a_checkpoint_and_the_plugin_live_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = standalone("bert", tmp_path / "copy_of_a_checkpoint")
+    monkeypatch.syspath_prepend(tmp_path)
+    copied = importlib.import_module("copy_of_a_checkpoint.configuration_projclust").ProjClustConfig
+    theirs = AutoModelForMaskedLM.from_pretrained(folder, config=copied.from_pretrained(folder))
+    ours = AutoModelForMaskedLM.from_pretrained(folder)
+    assert type(theirs).__module__ == "copy_of_a_checkpoint.modeling_projclust"
+    assert type(ours).__module__ == "hf_projclust.modeling_projclust"
+    assert equal_state_dicts(theirs, ours)
+    with pytest.raises(ValueError, match="runs the code of its checkpoint .*after `import hf_projclust`"):
+        decompress(theirs)
 
 
 def test_the_code_is_for_one_save_and_goes_where_a_model_was_loaded_from_it(tmp_path: Path) -> None:
