@@ -11,7 +11,13 @@ import pytest
 import torch
 from conftest import TINY_MODELS, WIDTH
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import (
+    CrossEncoder,
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+    SparseEncoder,
+)
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -60,6 +66,26 @@ def test_a_compressed_folder_encodes_with_the_pooling_of_the_dense_one(dense: Pa
     torch.testing.assert_close(encode(model), encode(expected), atol=1e-5, rtol=0)
     run("decompress", tmp_path / "out", "--output", tmp_path / "dense-again")
     torch.testing.assert_close(encode(tmp_path / "dense-again"), encode(model), atol=1e-5, rtol=0)
+
+
+def test_folders_of_cross_and_sparse_encoders_are_compressed_alike(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    for name, kind in (("distilbert", CrossEncoder), ("bert", SparseEncoder)):
+        body, dense, out = (tmp_path / f"{name}-{part}" for part in ("body", "dense", "out"))
+        TINY_MODELS[name].build().save_pretrained(body)
+        tokenizer.save_pretrained(body)
+        kind(str(body), device="cpu").save_pretrained(str(dense))
+        run("compress", dense, "--output", out, "--num-clusters", 3, "--compression", 0.4)
+        model, expected = kind(str(out), device="cpu"), kind(str(dense), device="cpu")
+        assert isinstance(model[0].model, ProjClustModelMixin)
+        expected[0].model = decompress(out)
+        if kind is CrossEncoder:
+            pairs = [(text, TEXTS[-1]) for text in TEXTS]
+            got, wanted = (one.predict(pairs, convert_to_tensor=True) for one in (model, expected))
+        else:
+            got, wanted = (one.encode(TEXTS).to_dense() for one in (model, expected))
+        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
 
 
 def test_a_model_in_memory_is_compressed_by_the_line_that_the_error_names(dense: Path, tmp_path: Path) -> None:
