@@ -52,6 +52,11 @@ class FactoredTable(nn.Module):
             "rows", torch.arange(layout.num_embeddings, device=device, dtype=torch.int32), persistent=True
         )
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Pass over what a file has under the name of the dense weight, to stop those who look for one."""
+        state_dict.pop(f"{prefix}weight", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def init_factors(self, std: float) -> None:
         """Fill what no checkpoint has filled, so that entries of the dense table have deviation ``std``."""
         scales = [

@@ -14,6 +14,7 @@ This file travels with a checkpoint: it imports torch, transformers and its two 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -115,12 +116,23 @@ class ProjClustModelMixin(_NativeModel):
         super().initialize_weights()
 
     def save_pretrained(
-        self, save_directory: str | PathLike[str], *args: Any, standalone: bool | None = None, **kwargs: Any
+        self,
+        save_directory: str | PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Any] | None = None,
+        *args: Any,
+        standalone: bool | None = None,
+        **kwargs: Any,
     ) -> None:
         """Save as the native class does, and on demand with the code that loads the model.
 
+        Under the name of each dense table that is not there, the file has one byte: a native class that is pointed at
+        it refuses the shape, where it would fill a table that is missing at random.
+
         Args:
             save_directory: Folder to save in.
+            is_main_process: As in the native class.
+            state_dict: As in the native class.
             *args: As in the native class.
             standalone: Whether to add the code, so that the Auto classes load the folder by ``trust_remote_code=True``
                 where hf_projclust is not installed. By default it is added if the model was loaded from such a folder.
@@ -131,9 +143,14 @@ class ProjClustModelMixin(_NativeModel):
         """
         if not getattr(self, "_hf_peft_config_loaded", False):  # then only the adapters are saved
             _check_shared_factors(self)
+            state_dict = (self.state_dict() if state_dict is None else state_dict) | {
+                f"{name}.weight": torch.zeros(1, dtype=torch.uint8)
+                for name in factored_tables(self)
+                if f"{name}.rows" not in self._tied_rows
+            }
         unchanged = contextlib.nullcontext()
         with unchanged if standalone is None else self.config.standalone(standalone):
-            super().save_pretrained(save_directory, *args, **kwargs)
+            super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
@@ -331,6 +348,8 @@ def _factor_vocabulary(model: Any) -> None:
         for module in modules[1:]
     }
     model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or []) | set(model._tied_rows)
+    marks = {rf"(^|\.){re.escape(name)}\.weight$" for name in factored_tables(model)}
+    model._keys_to_ignore_on_load_unexpected = set(model._keys_to_ignore_on_load_unexpected or []) | marks
 
 
 def _padded(size: int, multiple: int | None) -> int:

@@ -2,12 +2,21 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from conftest import TINY_MODELS, run_python
-from transformers import AutoConfig, BertConfig, BertModel
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_projclust
@@ -194,9 +203,19 @@ def test_layout_counts_by_hand() -> None:
     assert layout.num_parameters == 10 + 12 + 2 * 4
 
 
-def test_a_native_class_named_directly_warns_and_fills_the_table_at_random(folder: Path, upstream_log) -> None:
-    """README says so; Transformers gives a plugin no way to refuse here."""
-    model = BertModel.from_pretrained(folder)
-    assert isinstance(model.get_input_embeddings().weight, torch.nn.Parameter)
-    assert "model of type `projclust` to instantiate a model of type `bert`" in upstream_log.text
-    assert "word_embeddings.weight" in upstream_log.text
+@pytest.mark.parametrize("native_class", [BertModel, BertForMaskedLM, BertForSequenceClassification])
+def test_a_native_class_named_directly_refuses_the_folder(folder: Path, native_class: Any, upstream_log) -> None:
+    """It looks for a dense table, and finds something of another shape under that name, where it would fill in none."""
+    with pytest.raises(RuntimeError, match="raising an error"):
+        native_class.from_pretrained(folder)
+    assert re.search(r"word_embeddings.weight\W+MISMATCH", upstream_log.text)
+
+
+def test_what_stands_in_for_the_dense_table_is_not_noticed_otherwise(folder: Path, upstream_log) -> None:
+    state_dict = load_file(folder / "model.safetensors")
+    [mark] = [key for key in state_dict if key.endswith("word_embeddings.weight")]
+    assert state_dict[mark].nbytes == 1
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    assert mark not in model.state_dict()
+    assert model.load_state_dict(state_dict, strict=False).unexpected_keys == []
+    assert [record.message for record in upstream_log.records if record.levelname == "WARNING"] == []

@@ -140,12 +140,13 @@ def test_a_model_in_a_subfolder_is_refused_with_a_way_that_works(dense: Path, tm
 
 
 def test_an_encoder_of_two_parts_is_put_in_after_loading(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """sentence-transformers reads T5 and its like by their native class, which does not know the factors."""
+    """sentence-transformers reads T5 and its like by their native class, which refuses the file."""
     compressed = compress(T5EncoderModel(TINY_MODELS["t5"].config), token_counts="uniform", **OPTIONS)
     compressed.save_pretrained(tmp_path / "out")
     tokenizer.save_pretrained(tmp_path / "out")
-    st = load(tmp_path / "out")
-    assert not isinstance(st[0].model, ProjClustModelMixin)  # no longer? then the README need not warn of it
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        load(tmp_path / "out")
+    st = SentenceTransformer(str(tmp_path / "out"), device="cpu", model_kwargs={"ignore_mismatched_sizes": True})
     st[0].model = AutoModelForTextEncoding.from_pretrained(tmp_path / "out")
     assert isinstance(st[0].model, ProjClustModelMixin)
     tokens = tokenizer("good film w8", return_tensors="pt")
