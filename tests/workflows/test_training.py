@@ -16,7 +16,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_projclust import compress
+from hf_projclust import compress, decompress
 
 
 @pytest.fixture
@@ -135,6 +135,29 @@ def test_training_under_bf16_autocast_keeps_factors_in_full_precision_and_lowers
     assert losses[-1] < 0.5 * losses[0]
     embedding = stock.model.get_input_embeddings()
     assert embedding.coefficients.dtype == embedding.bases.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("name", "tied"), [("distilbert", False), ("bert", True)])
+def test_gradients_are_those_of_the_dense_table_with_padding_and_without_some_clusters(name: str, tied: bool) -> None:
+    """Coordinates get the dense gradient times the basis: without a tied head none for padding and absent clusters."""
+    model = compress(TINY_MODELS[name].build(), num_clusters=3, compression=0.4, token_counts="uniform").eval()
+    dense = decompress(model).eval()
+    table = model.get_input_embeddings()
+    layout = table.layout
+    ids = (table.rows < layout.cluster_sizes[0]).nonzero().flatten()[:12].view(2, 6).clone()
+    ids[:, 4:] = table.padding_idx
+    labels = ids.masked_fill(ids == table.padding_idx, -100) if tied else torch.tensor([0, 1])
+    for each in (model, dense):
+        each(input_ids=ids, attention_mask=(ids != table.padding_idx).long(), labels=labels).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+    in_order = dense.get_input_embeddings().weight.grad[table.rows.argsort()]  # (n, d), cluster after cluster
+    found = table.coefficients.grad.split(layout.coefficient_counts)
+    for rows, (_, basis), gradient in zip(in_order.split(layout.cluster_sizes), table.blocks(), found, strict=True):
+        torch.testing.assert_close(gradient.view(len(rows), -1), rows if basis is None else rows @ basis.T)
+    assert [bool(part.any()) for part in found] == [True, tied, tied]
+    of_padding = dense.get_input_embeddings().weight.grad[table.padding_idx]
+    assert bool(of_padding.any()) == tied
 
 
 def causal_run(name: str, output: Path, **options: Any) -> tuple[dict, dict]:
