@@ -113,11 +113,11 @@ class FactoredTable(nn.Module):
         """A stand-in for the dense table: its shape costs nothing, any operation on it builds the table.
 
         Modules that share their factors give one object as long as it is in use, by which callers see that they are
-        tied.
+        tied. A compiled graph gets the table itself, of which it drops what it does not use.
         """
-        factors = self.coefficients
         if torch.compiler.is_compiling():
-            return FactoredWeight(self)
+            return self.dense_weight()
+        factors = self.coefficients
         weight = _STAND_INS.get(id(factors))
         if weight is None or not weight._stands_for(factors):
             weight = _STAND_INS[id(factors)] = FactoredWeight(self)

@@ -190,6 +190,19 @@ def test_weight_answers_about_itself_without_building_the_table(monkeypatch: pyt
     assert weight.data_ptr() == table.coefficients.data_ptr()
 
 
+def test_modules_that_share_their_factors_have_one_weight() -> None:
+    """Accelerate asks by `is` what must be sharded together."""
+    table, other = embedding(LAYOUTS["mixed ranks"]), embedding(LAYOUTS["mixed ranks"])
+    tied = head(LAYOUTS["mixed ranks"])
+    tied.coefficients, tied.bases = table.coefficients, table.bases
+    weight = table.weight
+    assert tied.weight is weight
+    assert other.weight is not weight
+    table.to(torch.bfloat16)
+    table.requires_grad_(False)
+    assert (table.weight.dtype, table.weight.requires_grad) == (torch.bfloat16, False)  # not one made before
+
+
 def test_operations_on_weight_see_the_dense_table_differentiably(layout: FactorLayout) -> None:
     table = embedding(layout)
     dense = table.dense_weight()

@@ -1,7 +1,9 @@
 """Adapters of PEFT on compressed models: what trains, saves, merges and reloads, and what is refused."""
 
+import copy
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -218,6 +221,30 @@ def test_prepare_for_kbit_training_of_float_weights_freezes_the_factors(tmp_path
     inputs = TINY_MODELS["gpt2"].inputs()
     peft(**inputs, labels=inputs["input_ids"]).loss.backward()
     assert peft.base_model.model.transformer.wte.coefficients.grad is None
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Merge lora module to .-bit linear may get different:UserWarning")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_lora_trains_on_a_quantised_body_with_factors_in_float(bits: int, tmp_path: Path) -> None:
+    config = copy.deepcopy(TINY_MODELS["gemma3"].config)
+    config.update({"hidden_size": 64, "head_dim": 32, "intermediate_size": 64})  # what 4 bits on a CPU ask for
+    dense = replace(TINY_MODELS["gemma3"], config=config).build()
+    compress(dense, num_clusters=3, compression=0.4, token_counts="uniform").save_pretrained(tmp_path / "base")
+    quantised = {"quantization_config": BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)}
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", **quantised)
+    before = base.model.embed_tokens.coefficients.detach().clone()
+    options = {"gradient_checkpointing_kwargs": {"use_reentrant": True}}  # needs a gradient of the look-up's output
+    model = get_peft_model(prepare_model_for_kbit_training(base, **options), LoraConfig(task_type="CAUSAL_LM", r=2))
+    train(model, "gemma3", tmp_path / "run")  # no evaluation before it: that packs 4 bits on a CPU for good
+    untrained = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "base", **quantised), "gemma3")
+    assert not torch.allclose(logits(model, "gemma3"), untrained, atol=1e-3)
+    model.save_pretrained(tmp_path / "adapter")
+    again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", **quantised)
+    torch.testing.assert_close(logits(again, "gemma3"), logits(model, "gemma3"))
+    merged = again.merge_and_unload()
+    assert merged.lm_head.coefficients is merged.model.embed_tokens.coefficients
+    assert torch.equal(merged.model.embed_tokens.coefficients, before)
 
 
 # Aimed at the table itself.

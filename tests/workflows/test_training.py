@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_MODELS, equal_state_dicts
+from conftest import TINY_MODELS, VOCAB_SIZE, equal_state_dicts
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
@@ -16,7 +16,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_projclust import compress
+from hf_projclust import compress, decompress
 
 
 @pytest.fixture
@@ -120,3 +120,104 @@ def test_the_best_model_is_loaded_at_the_end(
     assert equal_state_dicts(stock.model, best)
     assert not equal_state_dicts(best, last)
     assert [record.message for record in upstream_log.records if "missing keys" in record.message] == []
+
+
+def parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_training_under_bf16_autocast_keeps_factors_in_full_precision_and_lowers_the_loss(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, examples: list, tmp_path: Path
+) -> None:
+    stock = trainer(folder, tokenizer, examples, tmp_path, bf16=True, num_train_epochs=40, learning_rate=1e-2)
+    stock.train()
+    losses = [entry["loss"] for entry in stock.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+    embedding = stock.model.get_input_embeddings()
+    assert embedding.coefficients.dtype == embedding.bases.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("name", "tied"), [("distilbert", False), ("bert", True)])
+def test_gradients_are_those_of_the_dense_table_with_padding_and_without_some_clusters(name: str, tied: bool) -> None:
+    """Coordinates get the dense gradient times the basis: without a tied head none for padding and absent clusters."""
+    model = compress(TINY_MODELS[name].build(), num_clusters=3, compression=0.4, token_counts="uniform").eval()
+    dense = decompress(model).eval()
+    table = model.get_input_embeddings()
+    layout = table.layout
+    ids = (table.rows < layout.cluster_sizes[0]).nonzero().flatten()[:12].view(2, 6).clone()
+    ids[:, 4:] = table.padding_idx
+    labels = ids.masked_fill(ids == table.padding_idx, -100) if tied else torch.tensor([0, 1])
+    for each in (model, dense):
+        each(input_ids=ids, attention_mask=(ids != table.padding_idx).long(), labels=labels).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+    in_order = dense.get_input_embeddings().weight.grad[table.rows.argsort()]  # (n, d), cluster after cluster
+    found = table.coefficients.grad.split(layout.coefficient_counts)
+    for rows, (_, basis), gradient in zip(in_order.split(layout.cluster_sizes), table.blocks(), found, strict=True):
+        torch.testing.assert_close(gradient.view(len(rows), -1), rows if basis is None else rows @ basis.T)
+    assert [bool(part.any()) for part in found] == [True, tied, tied]
+    of_padding = dense.get_input_embeddings().weight.grad[table.padding_idx]
+    assert bool(of_padding.any()) == tied
+
+
+def causal_run(name: str, output: Path, **options: Any) -> tuple[dict, dict]:
+    """Parameters before and after four plain gradient steps of a tiny causal model, each on eight rows."""
+    model = compress(TINY_MODELS[name].build(), num_clusters=3, compression=0.4, token_counts="uniform")
+    start = parameters(model)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(VOCAB_SIZE, (32, 6), generator=generator).tolist()
+    arguments: dict[str, Any] = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 4,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "learning_rate": 0.1,
+        "report_to": [],
+        "use_cpu": True,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+    }
+    stock = Trainer(
+        model=model,
+        args=TrainingArguments(str(output), **(arguments | options)),
+        train_dataset=[{"input_ids": row, "labels": row} for row in ids],
+    )
+    stock.train()
+    return start, parameters(model)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize(
+    "options",
+    [{"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}],
+    ids=["accumulation of half batches", "gradient checkpointing"],
+)
+def test_ways_to_save_memory_end_where_plain_training_ends(name: str, options: dict, tmp_path: Path) -> None:
+    start, plain = causal_run(name, tmp_path)
+    _, end = causal_run(name, tmp_path, **options)
+    assert not any(torch.equal(start[key], plain[key]) for key in plain)
+    torch.testing.assert_close(end, plain, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", ["bases", "coefficients"])
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_one_line_freezes_a_factor_and_the_tied_heads_follow(frozen: str, name: str, tmp_path: Path) -> None:
+    model = compress(TINY_MODELS[name].build(), num_clusters=3, compression=0.4, token_counts="uniform")
+    model.get_input_embeddings().get_parameter(frozen).requires_grad_(False)  # as `.bases.requires_grad_(False)`
+    start = parameters(model)
+    ids = TINY_MODELS[name].inputs()["input_ids"]
+    Trainer(
+        model=model,
+        args=TrainingArguments(
+            str(tmp_path), max_steps=2, use_cpu=True, report_to=[], save_strategy="no", weight_decay=0.1
+        ),
+        train_dataset=[{"input_ids": row, "labels": row} for row in ids.tolist()],
+    ).train()
+    end = parameters(model)
+    of_table = {key for key in end if key.endswith((".bases", ".coefficients"))}
+    assert of_table
+    unchanged = {key for key in of_table if torch.equal(start[key], end[key])}
+    assert unchanged == {key for key in of_table if key.endswith(frozen)}
+    first, *others = [model.get_submodule(table) for table in TINY_MODELS[name].tables]
+    assert all(getattr(other, frozen) is getattr(first, frozen) for other in others)
