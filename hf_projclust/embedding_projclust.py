@@ -52,8 +52,17 @@ class FactoredTable(nn.Module):
             "rows", torch.arange(layout.num_embeddings, device=device, dtype=torch.int32), persistent=True
         )
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Add one byte under the name of the dense weight.
+
+        A native class that is pointed at a file with it refuses the shape, where it would fill a weight that is missing
+        at random.
+        """
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = torch.zeros(1, dtype=torch.uint8)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Pass over what a file has under the name of the dense weight, to stop those who look for one."""
+        """Pass over that byte."""
         state_dict.pop(f"{prefix}weight", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -344,7 +353,8 @@ _WRITING_OPERATORS = {"__set__", "__setitem__", *(f"__i{name}__" for name in _OP
 _WEIGHT_IS_READ_ONLY = (
     "the dense weight of a factored table was to be changed; it is built from the factors at each use and can "
     "only be read. Change the parameters `coefficients` and `bases`, or get a dense model with "
-    "hf_projclust.decompress(model) first; an adapter of the table can be loaded on that one and merged there."
+    "hf_projclust.decompress(model) first; an adapter of the table can be loaded on that one and merged there, if it was "
+    "saved with save_embedding_layers=False."
 )
 
 

@@ -115,6 +115,14 @@ class ProjClustModelMixin(_NativeModel):
                 table.init_factors(std)
         super().initialize_weights()
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in the native class; what stands for the dense weights is for files, and for models around this one."""
+        state = super().state_dict(*args, **kwargs)
+        if not args and kwargs.get("destination") is None:
+            for name in factored_tables(self):
+                state.pop(f"{kwargs.get('prefix', '')}{name}.weight")
+        return state
+
     def save_pretrained(
         self,
         save_directory: str | PathLike[str],
@@ -126,8 +134,7 @@ class ProjClustModelMixin(_NativeModel):
     ) -> None:
         """Save as the native class does, and on demand with the code that loads the model.
 
-        Under the name of each dense table that is not there, the file has one byte: a native class that is pointed at
-        it refuses the shape, where it would fill a table that is missing at random.
+        Under the name of each dense weight that is not there, the file has one byte, by which native classes refuse it.
 
         Args:
             save_directory: Folder to save in.

@@ -273,12 +273,11 @@ def test_lora_of_the_table_works_unmerged_and_its_merge_is_refused_with_nothing_
     assert torch.equal(logits(model, name), expected)
 
 
-@saves_the_table
 def test_lora_of_the_table_merges_on_the_dense_model(tmp_path: Path) -> None:
     """The way out that the refusal names."""
     folder = saved("llama", tmp_path / "base")
     model = adapted("llama", folder, target_modules=["embed_tokens", "q_proj"])
-    model.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     merged = PeftModel.from_pretrained(decompress(folder), tmp_path / "adapter").merge_and_unload()
     torch.testing.assert_close(logits(merged, "llama"), logits(model, "llama"), atol=1e-4, rtol=1e-4)
 
