@@ -217,7 +217,8 @@ def decompress(model_or_path: PreTrainedModel | str | Path) -> Any:
         shared = id(table.coefficients)  # tied modules get one dense weight
         dense[shared] = dense[shared] if shared in dense else table.dense_weight().detach()
         state_dict[f"{name}.weight"] = dense[shared]
-    config = _with_class(model.config, type(model).config_class.native_class)
+    config_class: Any = type(model).config_class
+    config = _with_class(model.config, config_class.native_class)
     del config.projclust
     return _build(type(model).native_class, config, state_dict, like=model)
 
