@@ -250,9 +250,15 @@ def _check_ties(modules: list[Any]) -> None:
 
 def _with_class(config: Any, config_class: Any) -> Any:
     """The same configuration in another class, by the round trip that a save and a load would make."""
-    made = config_class.from_dict(config.to_dict(), attn_implementation=config._attn_implementation)
+    made = config_class.from_dict(config.to_dict(), attn_implementation=_attention(config))
     made.name_or_path = config.name_or_path
     return made
+
+
+def _attention(config: Any) -> dict[str, Any]:
+    """The attention implementation of each part of a composite: not every part knows that of the whole."""
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    return {"": config._attn_implementation} | {name: _attention(part) for name, part in parts.items() if part}
 
 
 def _build(model_class: Any, config: Any, state_dict: dict[str, Tensor], *, like: Any) -> Any:

@@ -80,10 +80,9 @@ class ProjClustModelMixin(_NativeModel):
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """Fill factors that no checkpoint has filled; then initialise the rest as the native class does."""
-        std = getattr(self.config.get_text_config(), "initializer_range", None) or 0.02
         for table in factored_tables(self).values():
             if not table._is_hf_initialized:
-                table.init_factors(std)
+                table.init_factors(getattr(self.config.get_text_config(), "initializer_range", None) or 0.02)
         super().initialize_weights()
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
