@@ -29,10 +29,10 @@ PINNED = (
     ("modernbert", "ModernBertForTokenClassification"),
     ("mpnet", "MPNetModel"),
     ("ovis2", "Ovis2ForConditionalGeneration"),
-    ("qwen2_audio", "Qwen2AudioForConditionalGeneration"),  # audio with text
     ("qwen2_vl", "Qwen2VLForConditionalGeneration"),  # names in the file are not those in memory
     ("qwen3_moe", "Qwen3MoeForCausalLM"),
     ("t5", "T5ForConditionalGeneration"),  # one table, four modules
+    ("vibevoice_asr", "VibeVoiceAsrForConditionalGeneration"),  # text with an audio part that knows no SDPA
     ("whisper", "WhisperForConditionalGeneration"),  # a table in the decoder only
     ("xlm-roberta", "XLMRobertaForQuestionAnswering"),
     ("xlnet", "XLNetLMHeadModel"),

@@ -66,7 +66,13 @@ _QWEN4 = {
     "indexer_budget": 8,
     "indexer_compress_ratio": 4,
 }
-_ZAMBA = {"attention_hidden_size": 2 * WIDTH, "attention_head_dim": 2 * WIDTH // NUM_HEADS}
+_ZAMBA = {
+    "num_hidden_layers": 4,
+    "layers_block_type": ["mamba", "hybrid"] * 2,
+    "hybrid_layer_ids": [1, 3],
+    "attention_hidden_size": 2 * WIDTH,
+    "attention_head_dim": 2 * WIDTH // NUM_HEADS,
+}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bros": {"dim_bbox_sinusoid_emb_2d": 16, "dim_bbox_sinusoid_emb_1d": 2, "dim_bbox_projection": HEAD_DIM},
     "bridgetower": {"hidden_size": 64, "vision_config": {"hidden_size": 64}, "text_config": {"hidden_size": 64}},
@@ -105,7 +111,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "step3p7": {"text_config": {"sliding_window": 8}},
     "vibevoice_asr": {"acoustic_tokenizer_chunk_size": 3200},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, **_ZAMBA},
+    "zamba": _ZAMBA,
     "zamba2": {"mamba_headdim": 2 * WIDTH // NUM_HEADS, **_ZAMBA},
 }
 
