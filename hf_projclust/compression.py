@@ -303,9 +303,15 @@ def _with_class(config: Any, config_class: Any) -> Any:
     """The same configuration in another class, by the round trip that a save and a load would make."""
     fields = config.to_dict()
     fields.pop("auto_map", None)  # code that comes with a checkpoint is that of the other class
-    made = config_class.from_dict(fields, attn_implementation=config._attn_implementation)
+    made = config_class.from_dict(fields, attn_implementation=_attention(config))
     made.name_or_path = config.name_or_path
     return made
+
+
+def _attention(config: Any) -> dict[str, Any]:
+    """The attention implementation of each part of a composite: not every part knows that of the whole."""
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    return {"": config._attn_implementation} | {name: _attention(part) for name, part in parts.items() if part}
 
 
 def _build(model_class: Any, config: Any, state_dict: dict[str, Tensor], *, like: Any) -> Any:
@@ -316,7 +322,8 @@ def _build(model_class: Any, config: Any, state_dict: dict[str, Tensor], *, like
     if left := {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}:
         raise ValueError(
             f"{type(like).__name__} does not fit {model_class.__name__}: {left}; expected the modules of the native "
-            "class. Undo what was added or replaced in the model (adapters, quantised layers) first."
+            "class. Undo what was added or replaced in the model (adapters, quantised layers) first; of a part of another "
+            "model, compress the whole."
         )
     requires_grad = {name: parameter.requires_grad for name, parameter in like.named_parameters()}
     for name, parameter in model.named_parameters():

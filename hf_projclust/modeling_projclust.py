@@ -109,10 +109,9 @@ class ProjClustModelMixin(_NativeModel):
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """Fill factors in memory that no checkpoint has filled; then initialise the rest as the native class does."""
-        std = getattr(self.config.get_text_config(), "initializer_range", None) or 0.02
         for table in factored_tables(self).values():
             if not (table._is_hf_initialized or table.coefficients.is_meta):
-                table.init_factors(std)
+                table.init_factors(getattr(self.config.get_text_config(), "initializer_range", None) or 0.02)
         super().initialize_weights()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,17 @@ def run_python(code: str, *args: str) -> str:
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Count what the sweeps over architectures came to: how many classes, of how many model types, and why not."""
+    types = defaultdict(list)
+    for outcome in ("passed", "failed", "xfailed", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            test, _, case = report.nodeid.rpartition("::")[2].partition("[")
+            if test.startswith("test_every_class"):
+                reason = report.longrepr[2].split(": ")[1] if outcome == "skipped" else ""
+                types[test, outcome, reason].append(case.rpartition("-")[0])
+    for (test, outcome, reason), found in types.items():
+        why = f" ({reason})" if reason else ""
+        terminalreporter.write_line(f"{test}: {outcome}{why}: {len(found)} classes of {len(set(found))} model types")
