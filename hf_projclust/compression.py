@@ -322,8 +322,8 @@ def _build(model_class: Any, config: Any, state_dict: dict[str, Tensor], *, like
     if left := {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}:
         raise ValueError(
             f"{type(like).__name__} does not fit {model_class.__name__}: {left}; expected the modules of the native "
-            "class. Undo what was added or replaced in the model (adapters, quantised layers) first; of a part of another "
-            "model, compress the whole."
+            "class. Undo what was added or replaced in the model (adapters, quantised layers) first; of a part of "
+            "another model, compress the whole."
         )
     requires_grad = {name: parameter.requires_grad for name, parameter in like.named_parameters()}
     for name, parameter in model.named_parameters():

@@ -53,16 +53,19 @@ def test_every_class_computes_as_the_dense_model_with_the_same_table(
 def check(model_type: str, class_name: str, tmp_path: Path) -> None:
     native = tiny_model(model_type, class_name, "cpu")
     try:
-        table = vocabulary_modules(native)[0].weight
+        groups = vocabulary_modules(native)
     except ValueError:
         pytest.skip("no token embedding")
+    table = groups["embedding"][0].weight
     torch.nn.init.normal_(table)
     padding = native.get_input_embeddings().padding_idx
     if padding is not None:
         with torch.no_grad():
             table[padding] = 0  # some classes set it whenever they are loaded
     inputs = inputs_that_run(native)
-    model = compress(native, num_clusters=3, compression=0.3, token_counts="uniform", num_starts=1, max_rounds=3)
+    has_own_head = bool(groups["head"]) and isinstance(groups["head"][0], torch.nn.Linear)
+    options = {"token_counts": "uniform", "num_starts": 1, "max_rounds": 3, "head": has_own_head}
+    model = compress(native, num_clusters=3, compression=0.3, **options)
     dense = decompress(model)
 
     token_ids = torch.arange(len(table))
