@@ -18,9 +18,8 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
     SparseEncoder,
 )
-from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import AutoModelForTextEncoding, PreTrainedTokenizerFast, T5EncoderModel
 from typer.testing import CliRunner
 
