@@ -354,8 +354,8 @@ def _factor_vocabulary(model: Any) -> None:
         for module in modules[1:]
     }
     model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or []) | set(model._tied_rows)
-    marks = {rf"(^|\.){re.escape(name)}\.weight$" for name in factored_tables(model)}
-    model._keys_to_ignore_on_load_unexpected = set(model._keys_to_ignore_on_load_unexpected or []) | marks
+    marks = [rf"(^|\.){re.escape(name)}\.weight$" for name in factored_tables(model)]
+    model._keys_to_ignore_on_load_unexpected = [*(model._keys_to_ignore_on_load_unexpected or []), *marks]
 
 
 def _padded(size: int, multiple: int | None) -> int:
