@@ -118,8 +118,9 @@ class ProjClustModelMixin(_NativeModel):
         """As in the native class; what stands for the dense weights is for files, and for models around this one."""
         state = super().state_dict(*args, **kwargs)
         if not args and kwargs.get("destination") is None:
-            for name in factored_tables(self):
-                state.pop(f"{kwargs.get('prefix', '')}{name}.weight")
+            for name, module in self.named_modules(remove_duplicate=False):
+                if isinstance(module, FactoredTable):
+                    state.pop(f"{kwargs.get('prefix', '')}{name}.weight")
         return state
 
     def save_pretrained(

@@ -51,6 +51,23 @@ def test_commands_run(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert result.exit_code == 0, result.output
 
 
+def test_every_workflow_names_tests_that_are_there() -> None:
+    workflows = README.partition("## Workflows")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:-1] for line in workflows.splitlines() if re.match(r"\| [^*-]", line)][1:]
+    defined = {
+        name: path.parent.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(rows) > 40
+    for workflow, _, shown in rows:
+        names = re.findall(r"`(test_\w+)`", shown)
+        assert names or "pytest -m sweep" in shown or "nothing needs" in _, workflow
+        folder = re.search(r"\((\w+)\)$", shown.strip())
+        for name in names:
+            assert defined.get(name) == (folder[1] if folder else "workflows"), name
+
+
 def test_set_up_is_two_commands_and_continuous_integration_runs_the_second() -> None:
     demo, tests = (block.strip() for block in blocks("bash")[:2])
     assert demo.endswith("&& hf-projclust demo")
