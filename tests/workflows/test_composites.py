@@ -28,7 +28,7 @@ def pair(encoder: Any) -> EncoderDecoderModel:
 
 @torch.no_grad()
 def test_a_compressed_part_computes_and_its_whole_is_refused_when_it_is_read_again(tmp_path: Path) -> None:
-    encoder = compress(BertModel(TINY_MODELS["bert"].config), **OPTIONS)
+    encoder = compress(BertModel(copy.deepcopy(TINY_MODELS["bert"].config)), **OPTIONS)
     composite = pair(encoder)
     ids = TINY_MODELS["bert"].inputs()["input_ids"]
     expected = pair(decompress(encoder))(input_ids=ids, decoder_input_ids=ids).logits

@@ -1,5 +1,6 @@
 """Sentence embeddings: compress, encode, fine-tune, save and reload, with the pooling that the model came with."""
 
+import copy
 import json
 import os
 import shutil
@@ -140,7 +141,7 @@ def test_a_model_in_a_subfolder_is_refused_with_a_way_that_works(dense: Path, tm
 
 def test_an_encoder_of_two_parts_is_put_in_after_loading(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """sentence-transformers reads T5 and its like by their native class, which refuses the file."""
-    compressed = compress(T5EncoderModel(TINY_MODELS["t5"].config), token_counts="uniform", **OPTIONS)
+    compressed = compress(T5EncoderModel(copy.deepcopy(TINY_MODELS["t5"].config)), token_counts="uniform", **OPTIONS)
     compressed.save_pretrained(tmp_path / "out")
     tokenizer.save_pretrained(tmp_path / "out")
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
