@@ -16,18 +16,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
-from .configuration_projclust import FORMAT_VERSION, PREFIX, projclust_config_class
-from .embedding_projclust import check_factorable
+from .configuration_projclust import FORMAT_VERSION, projclust_config_class
 from .factoring import factor_table
-from .loading import load_model, load_model_without_tables, load_tokenizer
+from .inputs import check_config_class, dense_tables, own_model, tables_to_factor
+from .loading import load_model_without_tables, load_tokenizer
 from .modeling_projclust import (
     ProjClustModelMixin,
     factored_tables,
     projclust_model_class,
-    vocabulary_modules,
 )
 from .options import FactoringOptions, Preset, TokenCounts
 from .resources import Resources
@@ -138,21 +136,19 @@ def compress(
         tolerance=tolerance,
     )
     resources = Resources(device=device, memory_limit=memory_limit, checkpoint=checkpoint)
-    choose = partial(_groups_to_factor, embedding=embedding, head=head)
+    choose = partial(tables_to_factor, embedding=embedding, head=head)
     tables: Mapping[str, Table] = {}
     if memory_limit is not None and isinstance(model_or_path, str | Path):
         model, tables = load_model_without_tables(model_or_path, choose)
     else:
-        model = _own_model(model_or_path)
+        model = own_model(model_or_path)
     if isinstance(model, ProjClustModelMixin):
         raise ValueError(
             f"{type(model).__name__} is compressed already; expected a dense model. Compress the dense model that "
             "it was made from, or hf_projclust.decompress() it first."
         )
-    _check_config_class(model.config)
+    check_config_class(model.config)
     groups = choose(model)
-    for modules in groups.values():
-        _check_group(modules)
     if tokenizer is None and not options.needs_no_tokenizer:
         try:
             tokenizer = load_tokenizer(model.name_or_path)
@@ -167,9 +163,9 @@ def compress(
     factors = {}
     for name, modules in groups.items():
         table = tables.get(name, modules[0].weight.detach())
-        factors[name] = factor_table(table, options, resources, tokenizer)
-        if checkpoint is not None:  # a second table has a checkpoint of its own within that of the first
+        if name == "head" and checkpoint is not None:  # it has a checkpoint of its own within that of the embedding
             resources = replace(resources, checkpoint=Path(checkpoint) / "head")
+        factors[name] = factor_table(table, options, resources, tokenizer)
 
     config_class = projclust_config_class(type(model.config))
     config = _with_class(model.config, config_class)
@@ -178,6 +174,8 @@ def compress(
         **{name: found.layout.to_dict() for name, found in factors.items()},
         "solver": {name: found.record for name, found in factors.items()},
     }
+    if dense_tables(model)["head"]:
+        config.projclust["tied_head"] = False  # some native configurations say otherwise
     replaced: set[str] = set()
     stored: dict[str, Tensor] = {}
     for group, modules in groups.items():
@@ -203,7 +201,7 @@ def decompress(model_or_path: PreTrainedModel | str | Path) -> Any:
         TypeError: If the input is neither a Transformers model nor a path.
         FileNotFoundError: If the path is neither a folder nor a model on the Hub.
     """
-    model = _own_model(model_or_path)
+    model = own_model(model_or_path)
     if not isinstance(model, ProjClustModelMixin):
         raise ValueError(
             f"{type(model).__name__} is not compressed; expected a model made by hf_projclust.compress(). "
@@ -221,82 +219,6 @@ def decompress(model_or_path: PreTrainedModel | str | Path) -> Any:
     config = _with_class(model.config, config_class.native_class)
     del config.projclust
     return _build(type(model).native_class, config, state_dict, like=model)
-
-
-def _own_model(model_or_path: Any) -> Any:
-    """The model to read from: as given, or loaded from a path."""
-    if isinstance(model_or_path, str | Path):
-        return load_model(model_or_path)
-    model = model_or_path
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(
-            f"got a {type(model).__name__}; expected a Transformers model (PreTrainedModel), a folder, or a Hub id. "
-            "Of a wrapper (PEFT, DDP) pass the model inside, with adapters merged; of a SentenceTransformer st, put it "
-            "back: st[0].model = compress(st[0].model, ...)."
-        )
-    if type(model).__name__.startswith(PREFIX) and not isinstance(model, ProjClustModelMixin):
-        raise ValueError(
-            f"{type(model).__name__} runs the code of its checkpoint (trust_remote_code); expected a model that runs "
-            "that of this package. Load it again, after `import hf_projclust`."
-        )
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise ValueError(
-            f"{type(model).__name__} has PEFT adapters; expected a plain model. Merge or unload them first."
-        )
-    if getattr(model, "hf_quantizer", None) is not None:
-        raise ValueError(
-            f"{type(model).__name__} is quantised; expected float weights. Load it without quantization_config, or "
-            "dequantize() it first."
-        )
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
-        raise ValueError(
-            f"{type(model).__name__} has weights that are not in memory (offloaded, or on the meta device); "
-            "expected all of them on one device. Load the model without a device_map first."
-        )
-    return model
-
-
-def _check_config_class(config: Any) -> None:
-    """Refuse a configuration that no reader of the JSON would find again."""
-    if config.model_type not in CONFIG_MAPPING or CONFIG_MAPPING[config.model_type] is not type(config):
-        raise ValueError(
-            f"the model's configuration is a {type(config).__name__} of model type {config.model_type!r}; expected one "
-            "that AutoConfig finds by its model type, so that the compressed model can be loaded again. Register it "
-            "with AutoConfig.register(), or use the native class."
-        )
-
-
-def _groups_to_factor(model: Any, *, embedding: bool, head: bool) -> dict[str, list[Any]]:
-    """The vocabulary modules that were asked for, by the name of their table, refusing what the model has not."""
-    groups, kind = vocabulary_modules(model), type(model).__name__
-    if not embedding and not head:
-        raise ValueError("embedding=False and head=False leave nothing to factor; expected one of them. Choose one.")
-    if head and model.get_output_embeddings() is None:
-        raise ValueError(
-            f"head=True, but {kind} has no head of tokens (output embedding); expected a language model. Leave head "
-            "out, or load the model by its language-model class."
-        )
-    if not embedding and not groups["head"]:
-        raise ValueError(
-            f"embedding=False, but the head of {kind} is tied to the embedding; expected a head with a table of its "
-            "own. Leave embedding out: both share the factors."
-        )
-    asked = {"embedding": embedding, "head": head}
-    return {name: modules for name, modules in groups.items() if modules and asked[name]}
-
-
-def _check_group(modules: list[Any]) -> None:
-    """Refuse modules that cannot be factored, or that the configuration ties, but whose weights are others."""
-    for module in modules:
-        check_factorable(module)
-    table = modules[0].weight
-    for module in modules[1:]:
-        if module.weight is not table and (table.is_meta or not torch.equal(module.weight, table)):
-            raise ValueError(
-                f"the configuration ties a {type(module).__name__} to the vocabulary table, but its weights are "
-                "others; expected equal weights. Keep both with model.config.tie_word_embeddings = False, or call "
-                "model.tie_weights() if the module's own are not meant."
-            )
 
 
 def _with_class(config: Any, config_class: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Configuration of a compressed model: the native configuration plus the shape of its factored table.
+"""Configuration of a compressed model: the native configuration plus the shapes of its factored tables.
 
 One model type, "projclust", is registered with Transformers. Its JSON names the native type in
 ``base_model_type``; reading it makes, on demand, a subclass of the native configuration
@@ -136,7 +136,7 @@ class FactorLayout:
 
 
 class ProjClustConfigMixin(_NativeConfig):
-    """What a made configuration adds to its native base: the attribute ``projclust`` and the JSON's two names."""
+    """What a made configuration adds to its native base: ``projclust``, the JSON's two names, and code on demand."""
 
     native_class: ClassVar[Any]
 
@@ -162,11 +162,14 @@ class ProjClustConfigMixin(_NativeConfig):
         return {name: FactorLayout.from_dict(section[name]) for name in TABLE_NAMES if name in section}
 
     def set_factor_layouts(self, layouts: dict[str, FactorLayout]) -> None:
-        """Change shapes of factored tables, leaving configurations that were copied from this one as they are."""
-        self.projclust: dict[str, Any] = {
-            **self.projclust,
-            **{name: layout.to_dict() for name, layout in layouts.items()},
-        }
+        """Put other shapes in place of all of these; configurations that were copied from this one keep theirs."""
+        rest = {key: value for key, value in self.projclust.items() if key not in TABLE_NAMES}
+        self.projclust: dict[str, Any] = rest | {name: layout.to_dict() for name, layout in layouts.items()}
+
+    @property
+    def has_untied_head(self) -> bool:
+        """Whether the head has a table of its own, whatever the native configuration says of ties."""
+        return self.projclust.get("tied_head") is False
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -188,8 +191,11 @@ class ProjClustConfigMixin(_NativeConfig):
                 shutil.copyfile(Path(__file__).with_name(name), Path(json_file_path).with_name(name))
 
     @contextlib.contextmanager
-    def standalone(self, wanted: bool) -> Iterator[None]:
-        """Within the block, save with the code that loads the model, or without it."""
+    def standalone(self, wanted: bool | None) -> Iterator[None]:
+        """Within the block, save with the code that loads the model, or without it; None leaves it as it is."""
+        if wanted is None:
+            yield
+            return
         before = vars(self).pop("auto_map", None)
         if wanted:
             self.auto_map = dict(_AUTO_MAP)

@@ -53,16 +53,12 @@ class FactoredTable(nn.Module):
         )
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Add one byte under the name of the dense weight.
-
-        A native class that is pointed at a file with it refuses the shape, where it would fill a weight that is missing
-        at random.
-        """
+        """Add what stands in a file in place of the dense weight."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = torch.zeros(1, dtype=torch.uint8)
+        destination[f"{prefix}weight"] = in_place_of_dense_weight()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Pass over that byte."""
+        """Pass over it."""
         state_dict.pop(f"{prefix}weight", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -111,6 +107,33 @@ class FactoredTable(nn.Module):
         self.layout = FactorLayout(layout.dim, tuple(sizes), tuple(ranks))
         self.coefficients = nn.Parameter(flat, requires_grad=self.coefficients.requires_grad)
         self.rows = torch.cat([(is_kept.cumsum(0) - 1)[kept], added]).int()
+
+    @torch.no_grad()
+    def set_rows(self, token_ids: Tensor, vectors: Tensor) -> None:
+        """Write the vectors of tokens that are stored as they are: those that were added by a resize.
+
+        Args:
+            token_ids: Tokens, shape (m,).
+            vectors: Their vectors, shape (m, d).
+
+        Raises:
+            ValueError: If one of the tokens is in a cluster of a smaller rank, which cannot hold every vector.
+        """
+        layout, device = self.layout, self.rows.device
+        stored = self.rows[torch.as_tensor(token_ids, device=device)].long()
+        row_ends = torch.tensor(layout.cluster_sizes, device=device).cumsum(0)
+        clusters = torch.searchsorted(row_ends, stored, right=True)
+        ranks = torch.tensor(layout.cluster_ranks, device=device)[clusters]
+        if len(bad := (ranks < layout.dim).nonzero().flatten()):
+            raise ValueError(
+                f"token {int(torch.as_tensor(token_ids)[bad[0]])} is in a cluster of rank {int(ranks[bad[0]])}, of "
+                f"{layout.dim}; expected tokens that resize_token_embeddings() added, whose rows are stored as they "
+                "are. Set rows of other tokens in the dense model, hf_projclust.decompress(model), and compress that."
+            )
+        ends = torch.tensor(layout.coefficient_counts, device=device).cumsum(0)[clusters]
+        first = ends - (row_ends[clusters] - stored) * layout.dim  # from the end of its cluster
+        places = first.unsqueeze(1) + torch.arange(layout.dim, device=device)  # (m, d)
+        self.coefficients[places] = torch.as_tensor(vectors).to(self.coefficients)
 
     def dense_weight(self) -> Tensor:
         """Build the dense table, shape (n, d), differentiably."""
@@ -227,7 +250,7 @@ class ProjClustEmbedding(FactoredTable, nn.Embedding):
 
 
 class ProjClustHead(FactoredTable):
-    """Logits from a factored table, in place of a tied ``nn.Linear``: (h basis^T) coefficients^T, plus the bias.
+    """Logits from a factored table, in place of an ``nn.Linear``: (h basis^T) coefficients^T, plus the bias.
 
     Not an ``nn.Linear``: what looks for linear layers to replace (LoRA targets, quantisers) must leave it alone.
     """
@@ -276,16 +299,17 @@ class FactoredWeight(torch.Tensor):
     """What ``.weight`` of a factored module gives: shape, dtype and device at no cost, the dense table on use.
 
     Any torch operation on it builds the table from the factors, differentiably. It cannot be changed: an
-    in-place operation on it raises, since the factors would not follow. What is taken from it (``.data``,
-    ``.detach()``, a row) is a dense copy, and writing to that changes the copy only.
+    in-place operation on it, or on its ``.data`` or ``.detach()``, raises, since the factors would not follow. What is
+    computed from it (a row, a sum) is a dense copy, and writing to that changes the copy only.
     """
 
     # Transformers' initialisers pass over tensors with this mark; the factors are initialised by their module.
     _is_hf_initialized = True
     _table: FactoredTable
+    _detached: bool
 
     @staticmethod
-    def __new__(cls: type[FactoredWeight], table: FactoredTable) -> FactoredWeight:
+    def __new__(cls: type[FactoredWeight], table: FactoredTable, detached: bool = False) -> FactoredWeight:
         """Stand in for the dense weight of ``table``."""
         factors = table.coefficients
         weight: FactoredWeight = torch.Tensor._make_wrapper_subclass(
@@ -293,9 +317,9 @@ class FactoredWeight(torch.Tensor):
             (table.layout.num_embeddings, table.layout.dim),
             dtype=factors.dtype,
             device=factors.device,
-            requires_grad=factors.requires_grad,
+            requires_grad=factors.requires_grad and not detached,
         )
-        weight._table = table
+        weight._table, weight._detached = table, detached
         return weight
 
     def _stands_for(self, factors: Tensor) -> bool:
@@ -310,6 +334,8 @@ class FactoredWeight(torch.Tensor):
         """Answer questions about the table from the stand-in, and everything else from the dense table."""
         if func is torch.Tensor.data_ptr:  # tied modules share their factors, and so must seem to share a weight
             return args[0]._table.coefficients.data_ptr()
+        if func in (torch.Tensor.detach, torch.Tensor.data.__get__):  # type: ignore[attr-defined]
+            return cls(args[0]._table, detached=True)
         if func in _ANSWERED_BY_STAND_IN:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
@@ -352,7 +378,8 @@ _WRITING_OPERATORS = {"__set__", "__setitem__", *(f"__i{name}__" for name in _OP
 
 _WEIGHT_IS_READ_ONLY = (
     "the dense weight of a factored table was to be changed; it is built from the factors at each use and can "
-    "only be read. Change the parameters `coefficients` and `bases`, or get a dense model with "
+    "only be read. Give the module's set_rows(token_ids, vectors) the rows of tokens that were added, or change the "
+    "parameters `coefficients` and `bases`, or get a dense model with "
     "hf_projclust.decompress(model) first; an adapter of the table can be loaded on that one and merged there, if it "
     "was saved with save_embedding_layers=False."
 )
@@ -415,6 +442,14 @@ def dense_counterpart(module: Any) -> Any:
     return dense
 
 
+def in_place_of_dense_weight() -> Tensor:
+    """What a file has under the name of a dense weight that is not in it.
+
+    A native class that is pointed at the file refuses the shape, where it would fill in at random what is missing.
+    """
+    return torch.zeros(1, dtype=torch.uint8)
+
+
 def _embedding_class(native_class: type[nn.Embedding]) -> type[ProjClustEmbedding]:
     if native_class is nn.Embedding:
         return ProjClustEmbedding
@@ -446,4 +481,6 @@ def _changed_by(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 
 
 def _to_dense(value: Any) -> Any:
-    return value._table.dense_weight() if isinstance(value, FactoredWeight) else value
+    if not isinstance(value, FactoredWeight):
+        return value
+    return value._table.dense_weight().detach() if value._detached else value._table.dense_weight()

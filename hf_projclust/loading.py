@@ -77,6 +77,11 @@ def load_model_without_tables(
             f"{str(path)!r} is compressed already; expected a dense model. Compress the dense model that it was made "
             "from, or hf_projclust.decompress() it first."
         )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{str(path)!r} is quantised; expected float weights. Compress the model that it was made from, and "
+            "quantise the result."
+        )
     with torch.device("meta"):
         skeleton = found.from_config(config) if found is AutoModel else found(config)
     groups = choose(skeleton)

@@ -5,15 +5,16 @@ state-dict name. Before the native ``post_init`` runs, the module of ``get_input
 whose weight is tied to it are factored in place, and the tie table is rewritten from weights to factors; an untied
 head, if the configuration says so, by factors of its own.
 
-The private hooks of Transformers that are overridden here: ``post_init``, ``tie_weights``,
-``initialize_weights``, ``_adjust_missing_and_unexpected_keys``, ``_resize_token_embeddings``, ``is_custom_code``.
+What of Transformers' models is overridden or set here: ``post_init``, ``get_submodule``, ``tie_weights``,
+``initialize_weights``, ``state_dict``, ``save_pretrained``, ``_adjust_missing_and_unexpected_keys``,
+``_resize_token_embeddings``, ``is_custom_code``; ``_tied_weights_keys``, ``all_tied_weights_keys``, ``_tp_plan``,
+``_keys_to_ignore_on_save``, ``_keys_to_ignore_on_load_unexpected``.
 
 This file travels with a checkpoint: it imports torch, transformers and its two siblings only.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator
 from os import PathLike
@@ -42,7 +43,13 @@ from .configuration_projclust import (
     ProjClustConfigMixin,
     projclust_config_class,
 )
-from .embedding_projclust import FACTOR_NAMES, FactoredTable, dense_counterpart, factor_in_place
+from .embedding_projclust import (
+    FACTOR_NAMES,
+    FactoredTable,
+    dense_counterpart,
+    factor_in_place,
+    in_place_of_dense_weight,
+)
 
 _MADE_CLASSES: dict[tuple[type, type], Any] = {}
 _TABLE_IN_PEFT = "embeddings.word_embeddings"
@@ -146,24 +153,21 @@ class ProjClustModelMixin(_NativeModel):
             **kwargs: As in the native class.
 
         Raises:
-            ValueError: If a module that is tied to the table has factors of its own, for which the file has no place.
+            ValueError: If a factored module was replaced, or one that is tied to another has factors of its own, for
+                which the file has no place.
         """
         if not getattr(self, "_hf_peft_config_loaded", False):  # then only the adapters are saved
-            _check_shared_factors(self)
-            state_dict = (self.state_dict() if state_dict is None else state_dict) | {
-                f"{name}.weight": torch.zeros(1, dtype=torch.uint8)
-                for name in factored_tables(self)
-                if f"{name}.rows" not in self._tied_rows
-            }
-        unchanged = contextlib.nullcontext()
-        with unchanged if standalone is None else self.config.standalone(standalone):
+            _check_tables(self)
+            stored = [name for name in factored_tables(self) if f"{name}.rows" not in self._tied_rows]
+            marks = {f"{name}.weight": in_place_of_dense_weight() for name in stored}
+            state_dict = (self.state_dict() if state_dict is None else state_dict) | marks
+        with self.config.standalone(standalone):
             super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
         # A body, or another head, leaves the factors of the file's head over, as it would the dense one.
-        may_leave_over = "head" in self.config.factor_layouts and self.get_output_embeddings() is None
-        damage = _damage(factored_tables(self), loading_info, may_leave_over=may_leave_over)
+        damage = _damage(factored_tables(self), loading_info, may_leave_over="head" in self.config.factor_layouts)
         if damage is not None:
             # Transformers reports and raises for these keys itself, in place of the error below.
             for keys in (loading_info.missing_keys, loading_info.mismatched_keys, loading_info.unexpected_keys):
@@ -182,18 +186,20 @@ class ProjClustModelMixin(_NativeModel):
         natives: dict[str, Any] = {
             "embedding": self._get_resized_embeddings(dense_counterpart(embedding), size, None, mean_resizing)
         }
-        if head is not None:
-            natives["head"] = self._get_resized_lm_head(dense_counterpart(head), size, mean_resizing=mean_resizing)
-        for name in self.config.factor_layouts:
-            for module in groups[name]:
+        if groups["head"]:  # one that is tied follows the table, and tie_weights() pads its bias
+            resized = self._get_resized_lm_head(dense_counterpart(head), size, mean_resizing=mean_resizing)
+            natives["head"] = resized.requires_grad_(head.weight.requires_grad)
+        factored = {name: groups[name] for name in self.config.factor_layouts if groups[name]}
+        for name, modules in factored.items():
+            for module in modules:
                 module.resize(size, natives[name].weight[module.layout.num_embeddings :].detach())
-        self.config.set_factor_layouts({name: groups[name][0].layout for name in self.config.factor_layouts})
-        if not isinstance(embedding, FactoredTable):
+        self.config.set_factor_layouts({name: modules[0].layout for name, modules in factored.items()})
+        if "embedding" not in factored:
             self.set_input_embeddings(natives["embedding"])
-        if isinstance(head, FactoredTable):
+        if "head" in factored:
             head.bias = natives["head"].bias
-        if head is not None:  # some classes take over the bias here
-            self.set_output_embeddings(head if isinstance(head, FactoredTable) else natives["head"])
+        if groups["head"]:  # some classes take over the bias here
+            self.set_output_embeddings(head if "head" in factored else natives["head"])
         return embedding
 
     @classmethod
@@ -311,6 +317,12 @@ def _entries(module: Any, native_config: type) -> Iterator[tuple[Any, Any]]:
 
 def _text_part(config: Any, config_class: Any) -> Any:
     """The text part of a composite's configuration, with the factors of the composite, whose table it has."""
+    if not isinstance(config, ProjClustConfigMixin):
+        raise ProjClustCheckpointError(
+            f"a compressed model was to be built from a {type(config).__name__}; expected a {config_class.__name__}, "
+            "which says how its table is factored. Make the model with hf_projclust.compress(), or load it by an Auto "
+            "class."
+        )
     text_config = config.get_text_config()
     part = config_class.from_dict(text_config.to_dict(), attn_implementation=text_config._attn_implementation)
     part.name_or_path, part.projclust = config.name_or_path, config.projclust
@@ -319,12 +331,14 @@ def _text_part(config: Any, config_class: Any) -> Any:
 
 def _factor_vocabulary(model: Any) -> None:
     layouts = model.config.factor_layouts
+    if model.config.has_untied_head:
+        _untie_head(model)
     groups = vocabulary_modules(model)
     if "head" in layouts and model.get_output_embeddings() is not None and not groups["head"]:
         raise ProjClustCheckpointError(
             f"the configuration of {type(model).__name__} ties its head to the vocabulary table, and describes a "
-            "factored head with a table of its own; expected one or the other. Load the checkpoint with the "
-            "tie_word_embeddings that it was saved with."
+            "factored head with a table of its own; expected one or the other. The config.json is damaged: fetch the "
+            "checkpoint again."
         )
     factored = {name: groups[name] for name in layouts if groups[name]}
     for name, modules in factored.items():
@@ -359,6 +373,20 @@ def _factor_vocabulary(model: Any) -> None:
     model._keys_to_ignore_on_load_unexpected = [*(model._keys_to_ignore_on_load_unexpected or []), *marks]
 
 
+def _untie_head(model: Any) -> None:
+    """Take the weight of the head out of the tie tables, which the native configuration may fill nevertheless."""
+    head = model.get_output_embeddings()
+    for submodel in [module for module in model.modules() if isinstance(module, PreTrainedModel)]:
+        ties = submodel.get_expanded_tied_weights_keys(all_submodels=False)
+        of_head = {pair for pair in ties.items() if any(_is_weight_of(submodel, key, head) for key in pair)}
+        if of_head:
+            submodel._tied_weights_keys = dict(ties.items() - of_head)
+
+
+def _is_weight_of(model: Any, key: str, module: Any) -> bool:
+    return key.endswith(".weight") and module is not None and _owner(model, key) is module
+
+
 def _padded(size: int, multiple: int | None) -> int:
     """A number of tokens, rounded up to a multiple."""
     for name, number in (("new_num_tokens", size), ("pad_to_multiple_of", 1 if multiple is None else multiple)):
@@ -390,11 +418,21 @@ def _owner(model: Any, key: str) -> nn.Module | None:
         return None
 
 
-def _check_shared_factors(model: Any) -> None:
-    """Refuse to save where a reload, which ties the modules again, would give another model."""
+def _check_tables(model: Any) -> None:
+    """Refuse to save where a reload, which makes the tables and ties them again, would give another model."""
+    tables = {"embedding": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    factored = [tables[name] for name in model.config.factor_layouts if tables[name] is not None]
+    tied: dict[str, Any] = {key: _owner(model, key) for pair in model._tied_rows.items() for key in pair}
+    for module in (*factored, *tied.values()):
+        if not isinstance(module, FactoredTable):
+            raise ValueError(
+                f"a {type(module).__name__} stands where {type(model).__name__} had a factored table; expected the "
+                "factored module, which the configuration describes. Put it back, or replace modules in the dense "
+                "model, hf_projclust.decompress(model), and compress the result."
+            )
     for target, source in model._tied_rows.items():
-        own, stored = (getattr(_owner(model, key), FACTOR_NAMES[0], None) for key in (target, source))
-        if own is not stored and not any(getattr(factors, "is_meta", True) for factors in (own, stored)):
+        own, stored = (tied[key].coefficients for key in (target, source))
+        if own is not stored and not (own.is_meta or stored.is_meta):
             name = target.removesuffix(".rows")
             raise ValueError(
                 f"{name} is tied to the vocabulary table, but has factors of its own now, as after merging an adapter "

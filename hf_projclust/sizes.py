@@ -93,11 +93,12 @@ def measure(folder: str | Path) -> tuple[Sizes, Sizes]:
         ProjClustCheckpointError: If the checkpoint is not compressed, or its files are damaged.
     """
     config = read_config(folder)
-    layouts = config.factor_layouts.values()
     with torch.device("meta"):
         model = model_class(config)(config).to(config.dtype)
-    tables = list(factored_tables(model).values())
-    item_bytes = tables[0].coefficients.element_size()
+    tables = factored_tables(model).values()
+    stored_once = list({id(table.coefficients): table for table in tables}.values())
+    layouts = [table.layout for table in stored_once]
+    item_bytes = torch.empty(0, dtype=config.dtype).element_size()
     parameters = sum(layout.num_parameters for layout in layouts)
     memory_bytes = parameters * item_bytes + sum(table.rows.nbytes for table in tables)  # each has a copy of the rows
 

@@ -15,6 +15,8 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 from safetensors import safe_open
 from torch import Tensor
 
+_COMPARED_ROWS = 4096
+
 
 @dataclass(frozen=True)
 class TableFile:
@@ -51,7 +53,7 @@ def find_table(folder: Path, names: Iterable[str], num_rows: int) -> TableFile:
         The table.
 
     Raises:
-        ValueError: If the folder has no safetensors files, or none holds such a table.
+        ValueError: If the folder has no safetensors files, or none holds such a table, or two hold different ones.
     """
     try:
         files = get_local_safetensors_metadata(folder).files_metadata
@@ -60,6 +62,7 @@ def find_table(folder: Path, names: Iterable[str], num_rows: int) -> TableFile:
             f"{str(folder)!r} has no readable safetensors files ({error}); expected model.safetensors, whole or in "
             "shards, to read the table in blocks. Save the model with save_pretrained(), or leave memory_limit out."
         ) from error
+    found = []
     for file_name, metadata in files.items():
         for key, info in metadata.tensors.items():
             is_named = any(key == name or name.endswith(f".{key}") or key.endswith(f".{name}") for name in names)
@@ -67,8 +70,23 @@ def find_table(folder: Path, names: Iterable[str], num_rows: int) -> TableFile:
                 path = folder / file_name
                 with safe_open(path, framework="pt") as file:
                     dtype = file.get_slice(key)[:1].dtype
-                return TableFile(path, key, (info.shape[0], info.shape[1]), dtype)
+                found.append(TableFile(path, key, (info.shape[0], info.shape[1]), dtype))
+    for other in found[1:]:
+        if not _equal(found[0], other):
+            raise ValueError(
+                f"{str(folder)!r} has {found[0].key} and {other.key}, which its configuration ties, with other "
+                "numbers; expected one table. Leave memory_limit out: the two are kept apart then."
+            )
+    if found:
+        return found[0]
     raise ValueError(
         f"{str(folder)!r} has no table of {num_rows:,} tokens under the name {' or '.join(names)}; expected it among "
         "its safetensors files. Leave memory_limit out to load the model whole."
+    )
+
+
+def _equal(one: TableFile, other: TableFile) -> bool:
+    starts = range(0, one.shape[0], _COMPARED_ROWS)
+    return all(
+        torch.equal(one[first : first + _COMPARED_ROWS], other[first : first + _COMPARED_ROWS]) for first in starts
     )

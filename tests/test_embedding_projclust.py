@@ -215,8 +215,8 @@ def test_operations_on_weight_see_the_dense_table_differentiably(layout: FactorL
         (table.weight.mean(), dense.mean()),
         (nn.functional.embedding(torch.tensor([1]), table.weight), dense[[1]]),
         (torch.cat([table.weight, x]), torch.cat([dense, x])),
-        (table.weight.detach(), dense.detach()),
-        (table.weight.data, dense.detach()),
+        (table.weight.detach() + 0, dense.detach()),
+        (table.weight.data[2:5], dense[2:5].detach()),
         (table.weight.clone(), dense),
         (torch.stack(list(table.weight)), dense),
     ]:
@@ -249,14 +249,44 @@ def test_weight_serves_callers_that_switch_torch_functions_off() -> None:
         lambda table: table.weight.add_(1),
         lambda table: table.weight.__iadd__(1),
         lambda table: torch.add(torch.zeros(11, DIM), 1, out=table.weight),
+        lambda table: table.weight.data.__setitem__(3, 0.0),
+        lambda table: table.weight.data.copy_(torch.zeros(11, DIM)),
+        lambda table: table.weight.detach().zero_(),
     ],
 )
 def test_changing_weight_raises(change) -> None:
     table = embedding(LAYOUTS["one cluster"])
     before = table.dense_weight()
-    with torch.no_grad(), pytest.raises(AttributeError, match="can only be read. Change the parameters"):
+    with torch.no_grad(), pytest.raises(AttributeError, match="can only be read. Give the module's set_rows"):
         change(table)
     assert torch.equal(table.dense_weight(), before)
+
+
+def test_what_is_detached_from_weight_has_no_gradient() -> None:
+    table = embedding(LAYOUTS["mixed ranks"])
+    for detached in (table.weight.data, table.weight.detach()):
+        assert detached.shape == table.weight.shape
+        assert not detached.requires_grad
+        assert not (detached * 2).requires_grad
+
+
+def test_rows_of_tokens_that_were_added_are_set_and_no_others() -> None:
+    table = embedding(LAYOUTS["mixed ranks"])
+    size = table.num_embeddings
+    table.resize(size + 3, torch.zeros(3, DIM))
+    before, vectors = table.dense_weight().detach(), torch.randn(2, DIM)
+    table.set_rows(torch.tensor([size + 2, size]), vectors)
+    after = table.dense_weight().detach()
+    assert torch.equal(after[[size + 2, size]], vectors)
+    assert torch.equal(after[:size], before[:size])
+    assert torch.equal(after[size + 1], before[size + 1])
+    assert table.coefficients.requires_grad
+    [constrained, *_] = (table.rows < table.layout.cluster_sizes[0]).nonzero().flatten().tolist()
+    with pytest.raises(
+        ValueError, match=rf"token {constrained} is in a cluster of rank \d, of {DIM}; expected tokens that"
+    ):
+        table.set_rows([size, constrained], vectors)
+    assert torch.equal(table.dense_weight(), after)
 
 
 def test_transformers_initialisers_pass_over_weight() -> None:

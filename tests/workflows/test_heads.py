@@ -1,5 +1,6 @@
 """Heads of language models: tied ones share the factors, untied ones stay dense or get factors of their own."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     BertForMaskedLM,
+    T5ForConditionalGeneration,
 )
 from typer.testing import CliRunner
 
@@ -125,10 +127,78 @@ def test_a_model_with_a_factored_head_alone_loads_as_a_body(tmp_path: Path) -> N
     assert torch.equal(body.embed_tokens.weight, TINY_MODELS["llama"].build().model.embed_tokens.weight)
 
 
-def test_a_factored_head_is_not_lost_in_a_tie_that_the_file_does_not_have(tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", [False, True], ids=["dense", "factored"])
+def test_a_head_of_its_own_is_not_lost_in_a_tie_that_the_file_does_not_have(head: bool, tmp_path: Path) -> None:
+    model = compress(TINY_MODELS["llama"].build(), **OPTIONS, head=head)
+    model.save_pretrained(tmp_path)
+    assert equal_state_dicts(model, AutoModelForCausalLM.from_pretrained(tmp_path, tie_word_embeddings=True))
+
+
+def test_a_configuration_that_forgets_that_the_head_is_not_tied_is_refused(tmp_path: Path) -> None:
     compress(TINY_MODELS["llama"].build(), **OPTIONS, head=True).save_pretrained(tmp_path)
-    with pytest.raises(ProjClustCheckpointError, match="ties its head .* one or the other. Load the checkpoint with"):
-        AutoModelForCausalLM.from_pretrained(tmp_path, tie_word_embeddings=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["projclust"]["tied_head"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(
+        ProjClustCheckpointError, match="ties its head .*; expected one or the other. The config.json is"
+    ):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.fixture
+def like_flan_t5(tmp_path: Path) -> Path:
+    """A folder that holds a head of its own, which the configuration class ties whatever its file says."""
+    model = TINY_MODELS["t5"].build()
+    model.save_pretrained(tmp_path / "dense")
+    tensors = load_file(tmp_path / "dense/model.safetensors")
+    tensors["lm_head.weight"] = torch.randn(VOCAB_SIZE, WIDTH)
+    save_file(tensors, tmp_path / "dense/model.safetensors", metadata={"format": "pt"})
+    return tmp_path / "dense"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", [False, True], ids=["dense", "factored"])
+def test_a_head_that_its_configuration_ties_but_its_file_does_not_stays_apart(
+    like_flan_t5: Path, head: bool, tmp_path: Path
+) -> None:
+    dense, inputs = T5ForConditionalGeneration.from_pretrained(like_flan_t5), TINY_MODELS["t5"].inputs()
+    model = compress(like_flan_t5, **OPTIONS, head=head)
+    assert isinstance(model.lm_head, ProjClustHead) is head
+    if not head:
+        assert torch.equal(model.lm_head.weight, dense.lm_head.weight)
+    assert model.encoder.embed_tokens.coefficients is model.shared.coefficients
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "compressed")
+    reloaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "compressed")
+    assert equal_state_dicts(model, reloaded)
+    back = decompress(reloaded)
+    back.save_pretrained(tmp_path / "back")
+    back = T5ForConditionalGeneration.from_pretrained(tmp_path / "back")
+    torch.testing.assert_close(reloaded(**inputs).logits, back(**inputs).logits, atol=1e-5, rtol=0)
+    assert (back.lm_head.weight - back.shared.weight).abs().max() > 0.1
+    before = model.lm_head.weight[:] + 0
+    model.resize_token_embeddings(VOCAB_SIZE + 3)
+    assert torch.equal(model.lm_head.weight[:VOCAB_SIZE], before)
+
+
+def test_two_tables_in_a_file_that_are_tied_are_not_read_in_blocks(like_flan_t5: Path) -> None:
+    with pytest.raises(ValueError, match="which its configuration ties, with other numbers; .* Leave memory_limit out"):
+        compress(like_flan_t5, **OPTIONS, memory_limit="1MB")
+
+
+REPLACED = {
+    "an input embedding": lambda model: model.set_input_embeddings(nn.Embedding(VOCAB_SIZE, WIDTH)),
+    "a tied head": lambda model: model.set_output_embeddings(nn.Linear(WIDTH, VOCAB_SIZE, bias=False)),
+}
+
+
+@pytest.mark.parametrize("replace", REPLACED.values(), ids=REPLACED.keys())
+def test_a_model_with_a_factored_module_replaced_is_not_saved(replace, tmp_path: Path) -> None:
+    model = compress(TINY_MODELS["gpt2"].build(), **OPTIONS)
+    replace(model)
+    with pytest.raises(ValueError, match=r"stands where ProjClustGPT2LMHeadModel had a factored table; .* Put it back"):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("part", ["coefficients", "bases", "rows"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import TINY_MODELS, VOCAB_SIZE, Tiny, build_llava, equal_state_dicts
 from transformers import (
+    AutoModel,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
@@ -61,6 +62,40 @@ def test_an_untied_head_follows(head: bool) -> None:
         model, dense = resized_alike(compressed(TINY_MODELS["llama"], head=head), size)
         torch.testing.assert_close(model.lm_head.weight + 0, dense.lm_head.weight.data, atol=1e-5, rtol=0)
         assert model.lm_head.out_features == size
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", [False, True], ids=["table", "head"])
+def test_a_bias_follows_and_what_was_frozen_stays_so(head: bool) -> None:
+    """A tied head of BERT with a bias, and an untied one that is frozen, with the head alone factored."""
+    dense = TINY_MODELS["llama" if head else "bert"].build()
+    if head:
+        dense.lm_head.requires_grad_(False)
+        model = compress(dense, num_clusters=3, compression=0.4, token_counts="uniform", embedding=False, head=True)
+    else:
+        torch.nn.init.normal_(dense.cls.predictions.decoder.bias)
+        model = compress(dense, num_clusters=3, compression=0.4, token_counts="uniform")
+    for size in (VOCAB_SIZE + 7, VOCAB_SIZE - 40):
+        model, back = resized_alike(model, size)
+        output = model.get_output_embeddings()
+        torch.testing.assert_close(output.weight + 0, back.get_output_embeddings().weight, atol=1e-5, rtol=0)
+        assert output.weight.requires_grad is not head
+        if not head:
+            assert torch.equal(output.bias, back.get_output_embeddings().bias)
+            assert model.cls.predictions.bias is output.bias
+
+
+@pytest.mark.parametrize("embedding", [True, False], ids=["both", "head alone"])
+def test_a_body_without_the_head_of_its_file_is_resized(embedding: bool, tmp_path: Path) -> None:
+    llama = TINY_MODELS["llama"].build()
+    options = {"num_clusters": 3, "compression": 0.4, "token_counts": "uniform", "embedding": embedding, "head": True}
+    compress(llama, **options).save_pretrained(tmp_path / "whole")
+    body = AutoModel.from_pretrained(tmp_path / "whole")
+    body.resize_token_embeddings(VOCAB_SIZE + 7)
+    assert body(input_ids=torch.tensor([[VOCAB_SIZE + 6]])).last_hidden_state.isfinite().all()
+    if embedding:
+        body.save_pretrained(tmp_path / "body")
+        assert equal_state_dicts(body, AutoModel.from_pretrained(tmp_path / "body"))
 
 
 def test_new_rows_are_exact_and_in_one_cluster_however_often_tokens_are_added(tiny: Tiny) -> None:
