@@ -321,7 +321,7 @@ def test_the_compiled_look_up_and_head_equal_eager() -> None:
         torch.testing.assert_close(compiled(argument), table(argument))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_a_traced_or_exported_look_up_holds_for_other_tokens() -> None:
     table = embedding(LAYOUTS["mixed ranks"])
     seen, others = torch.zeros(11, dtype=torch.long), torch.arange(11).flip(0)

@@ -74,7 +74,7 @@ def test_onnx_equals_eager_for_other_shapes_and_all_tokens_and_stays_small(
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor to a Python boolean:torch.jit.TracerWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")  # the function still works
+@pytest.mark.filterwarnings("ignore:`torch.jit.")  # the function still works
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_a_traced_module_equals_eager_for_other_shapes_and_all_tokens(
     tiny, model, example: dict, tmp_path: Path
