@@ -298,7 +298,7 @@ def _show_info(folder: Path) -> None:
         ("model, in memory", "model_memory_bytes", _megabytes),
     ):
         before, after = getattr(dense, name), getattr(compressed, name)
-        sizes.add_row(label, show(before), show(after), f"{1 - after / before:.1%}")
+        sizes.add_row(label, show(before), show(after), f"{1 - after / before:.1%}" if before else "")
     console.print(sizes)
 
 
