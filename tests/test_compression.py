@@ -160,13 +160,6 @@ def test_labels_of_a_classifier_are_kept() -> None:
     assert torch.equal(model.classifier.weight, dense.classifier.weight)
 
 
-def test_an_untied_head_stays_dense() -> None:
-    dense = TINY_MODELS["llama"].build()
-    model = compress(dense, num_clusters=3, compression=0.4)
-    assert type(model.lm_head) is nn.Linear
-    assert torch.equal(model.lm_head.weight, dense.lm_head.weight)
-
-
 @pytest.mark.parametrize(("preset", "num_clusters"), [("svd", 1), ("messi", 5)])
 def test_stored_numbers_fit_the_budget_and_nearly_fill_it(preset: str, num_clusters: int) -> None:
     config = BertConfig(vocab_size=1000, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
@@ -397,17 +390,6 @@ def test_factors_stand_once_in_the_file(tiny: Tiny, tmp_path: Path) -> None:
         parts = {"coefficients", "bases", "rows"}
         stored = [key for key in file.keys() if key.rpartition(".")[2] in parts]  # noqa: SIM118
     assert sorted(stored) == sorted(factor_names(tiny))
-
-
-@pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
-def test_generate_gives_the_tokens_of_the_decompressed_model(name: str) -> None:
-    tiny = TINY_MODELS[name]
-    model = compress(tiny.build(), num_clusters=3, compression=0.4)
-    inputs = {"input_ids": tiny.inputs()["input_ids"][:, :5]}
-    options = {"max_new_tokens": 12, "do_sample": False, "no_repeat_ngram_size": 1, "pad_token_id": 0}
-    tokens = model.generate(**inputs, **options)
-    assert torch.equal(tokens, decompress(model).generate(**inputs, **options))
-    assert tokens.shape[1] > 5  # more than an end at once
 
 
 def test_bert_masked_logits_equal_within_1e_5_and_padding_is_masked() -> None:

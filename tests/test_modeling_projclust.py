@@ -41,23 +41,6 @@ def test_a_sharded_save_reloads_bit_equal(model, tmp_path: Path) -> None:
     assert equal_state_dicts(model, AutoModelForMaskedLM.from_pretrained(tmp_path))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_reloads_bit_equal(model, dtype: torch.dtype, tmp_path: Path) -> None:
-    model.to(dtype).save_pretrained(tmp_path)
-    for asked in (dtype, "auto"):
-        reloaded = AutoModelForMaskedLM.from_pretrained(tmp_path, dtype=asked)
-        assert reloaded.dtype == dtype
-        assert reloaded.get_input_embeddings().rows.dtype == torch.int32
-        assert equal_state_dicts(model, reloaded)
-
-
-def test_device_map_auto_reloads_bit_equal(model, tmp_path: Path) -> None:
-    model.save_pretrained(tmp_path)
-    reloaded = AutoModelForMaskedLM.from_pretrained(tmp_path, device_map="auto")
-    assert equal_state_dicts(model, reloaded)
-    assert reloaded.cls.predictions.decoder.coefficients is reloaded.get_input_embeddings().coefficients
-
-
 def test_a_fresh_process_that_only_imports_the_plugin_reloads_bit_equal(model, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     code = """

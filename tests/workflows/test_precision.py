@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_MODELS, equal_state_dicts
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
+from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from hf_projclust import compress, decompress
 from hf_projclust.embedding_projclust import FactoredTable
@@ -53,8 +52,9 @@ def test_a_model_of_any_dtype_compresses_and_loads_in_any_dtype(name: str, store
             assert torch.equal(embedding.rows, in_file[f"{table}.rows"])
             assert embedding.rows.dtype == torch.int32
         parameters = dict(reloaded.named_parameters())
-        others = {key: other.dtype for key, other in native.named_parameters() if key in parameters}
-        assert others == {key: parameters[key].dtype for key in others}
+        others = {key: other for key, other in native.named_parameters() if key in parameters}
+        assert all(parameters[key].dtype == other.dtype for key, other in others.items())
+        assert all(torch.equal(parameters[key], other) for key, other in others.items())
         assert reloaded.dtype == reloaded.config.dtype == native.dtype == expected
 
 
@@ -183,33 +183,3 @@ def test_a_quantised_compressed_model_is_decompressed_after_dequantising(tmp_pat
     dense = decompress(quantised.dequantize())
     assert torch.equal(dense.get_input_embeddings().weight, model.get_input_embeddings().dense_weight())
     assert cosines(output(dense, "llama"), output(model, "llama")).min() > 0.98
-
-
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")  # by PEFT
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by PEFT
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_adapters_train_on_a_compressed_model_in_four_bits(name: str, tmp_path: Path) -> None:
-    wide(name).save_pretrained(tmp_path)
-    quantised = AutoModelForCausalLM.from_pretrained(
-        tmp_path, quantization_config=QUANTISERS["bitsandbytes 4 bits"](), device_map="auto"
-    )
-    factors = copy.deepcopy(quantised.get_input_embeddings().state_dict())
-    adapted = get_peft_model(
-        prepare_model_for_kbit_training(quantised),
-        LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", init_lora_weights=False),
-    )
-    trained = {key for key, parameter in adapted.named_parameters() if parameter.requires_grad}
-    assert trained
-    assert all("lora" in key for key in trained)
-    ids = TINY_MODELS[name].inputs()["input_ids"]
-    optimizer = torch.optim.SGD(adapted.parameters(), lr=0.1)
-    losses = []
-    for _ in range(4):
-        loss = adapted(input_ids=ids, labels=ids).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    now = quantised.get_input_embeddings().state_dict()
-    assert all(torch.equal(now[part], factors[part]) for part in PARTS)
