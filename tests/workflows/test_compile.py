@@ -8,7 +8,6 @@ from conftest import TINY_MODELS, VOCAB_SIZE
 from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
-from hf_projclust import compress
 from hf_projclust.configuration_projclust import FactorLayout
 from hf_projclust.embedding_projclust import factor_in_place
 
@@ -28,7 +27,7 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def test_a_compiled_encoder_equals_eager_for_batches_of_any_shape() -> None:
     tiny = TINY_MODELS["distilbert"]
-    model = compress(tiny.build(), num_clusters=3, compression=0.4, token_counts="uniform")
+    model = tiny.compressed()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     inputs = tiny.inputs()  # every token of every cluster, the last id first
     assert inputs["input_ids"].flatten()[0] == VOCAB_SIZE - 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_MODELS, build_llava
+from conftest import COMPRESSED, TINY_MODELS, build_llava
 from transformers import (
     AutoModel,
     BertConfig,
@@ -17,8 +17,6 @@ from transformers import (
 
 from hf_projclust import compress, decompress
 
-OPTIONS = {"num_clusters": 3, "compression": 0.4, "token_counts": "uniform"}
-
 
 def pair(encoder: Any) -> EncoderDecoderModel:
     config = TINY_MODELS["bert"].config.to_dict() | {"is_decoder": True, "add_cross_attention": True}
@@ -28,7 +26,7 @@ def pair(encoder: Any) -> EncoderDecoderModel:
 
 @torch.no_grad()
 def test_a_compressed_part_computes_and_its_whole_is_refused_when_it_is_read_again(tmp_path: Path) -> None:
-    encoder = compress(BertModel(TINY_MODELS["bert"].config), **OPTIONS)
+    encoder = compress(BertModel(TINY_MODELS["bert"].config), **COMPRESSED)
     composite = pair(encoder)
     ids = TINY_MODELS["bert"].inputs()["input_ids"]
     expected = pair(decompress(encoder))(input_ids=ids, decoder_input_ids=ids).logits
@@ -44,7 +42,7 @@ def test_a_compressed_part_computes_and_its_whole_is_refused_when_it_is_read_aga
 
 @pytest.mark.parametrize("part", ["transformer", "model"])
 def test_a_native_part_of_a_compressed_model_is_refused_by_its_own_class(part: str, tmp_path: Path) -> None:
-    model = compress(TINY_MODELS["gpt2"].build() if part == "transformer" else build_llava(), **OPTIONS)
+    model = compress(TINY_MODELS["gpt2"].build() if part == "transformer" else build_llava(), **COMPRESSED)
     inner = getattr(model, part)
     inner.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="raising an error"):

@@ -10,8 +10,6 @@ import torch
 from conftest import TINY_MODELS, VOCAB_SIZE, equal_state_dicts
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from hf_projclust import compress
-
 NAMES = ("llama", "gemma3")  # a head of its own, which is dense; a tied one, which shares the factors
 LEARNING_RATE, STEPS = 0.1, 3
 ARGUMENTS: dict[str, Any] = {
@@ -101,7 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     torch.save(ARGUMENTS, folder / "arguments.pt")
     for name in NAMES:
-        model = compress(TINY_MODELS[name].build(), num_clusters=3, compression=0.4, token_counts="uniform")
+        model = TINY_MODELS[name].compressed()
         model.save_pretrained(folder / name)
         torch.save(rows(model), folder / f"{name}.pt")
         arguments = TrainingArguments(str(folder / "run"), per_device_train_batch_size=4, **ARGUMENTS)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_MODELS, VOCAB_SIZE, WIDTH, build_llava, equal_state_dicts
+from conftest import COMPRESSED, TINY_MODELS, VOCAB_SIZE, WIDTH, build_llava, equal_state_dicts
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -23,8 +23,6 @@ from typer.testing import CliRunner
 
 from hf_projclust import ProjClustCheckpointError, cli, compress, decompress
 from hf_projclust.embedding_projclust import FactoredTable, ProjClustHead
-
-OPTIONS = {"num_clusters": 3, "compression": 0.4, "token_counts": "uniform"}
 
 
 def untied_bert() -> Any:
@@ -55,7 +53,7 @@ SWITCHES = {"table": (True, False), "head": (False, True), "both": (True, True)}
 @pytest.mark.parametrize(("build", "auto", "inputs"), UNTIED.values(), ids=UNTIED.keys())
 def test_table_and_head_are_factored_as_asked(build, auto, inputs: str, embedding: bool, head: bool, tmp_path) -> None:
     dense = build()
-    model = compress(dense, **OPTIONS, embedding=embedding, head=head)
+    model = compress(dense, **COMPRESSED, embedding=embedding, head=head)
     assert isinstance(model.get_input_embeddings(), FactoredTable) is embedding
     assert isinstance(model.get_output_embeddings(), ProjClustHead) is head
     assert set(model.config.factor_layouts) == set_of("embedding", embedding) | set_of("head", head)
@@ -80,10 +78,10 @@ def set_of(name: str, wanted: bool) -> set[str]:
 
 def test_head_and_table_have_factors_and_records_of_their_own() -> None:
     dense = TINY_MODELS["llama"].build()
-    model = compress(dense, **OPTIONS, head=True)
+    model = compress(dense, **COMPRESSED, head=True)
     alone = {
-        "embedding": compress(dense, **OPTIONS).get_input_embeddings(),
-        "head": compress(dense, **OPTIONS, embedding=False, head=True).get_output_embeddings(),
+        "embedding": compress(dense, **COMPRESSED).get_input_embeddings(),
+        "head": compress(dense, **COMPRESSED, embedding=False, head=True).get_output_embeddings(),
     }
     for name, table in (("embedding", model.get_input_embeddings()), ("head", model.get_output_embeddings())):
         assert torch.equal(table.coefficients, alone[name].coefficients)
@@ -95,15 +93,15 @@ def test_head_and_table_have_factors_and_records_of_their_own() -> None:
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "bart", "gemma3"])
 def test_a_tied_head_shares_the_factors_whatever_is_asked_of_it(name: str) -> None:
-    model = compress(TINY_MODELS[name].build(), **OPTIONS)
-    asked = compress(TINY_MODELS[name].build(), **OPTIONS, head=True)
+    model = compress(TINY_MODELS[name].build(), **COMPRESSED)
+    asked = compress(TINY_MODELS[name].build(), **COMPRESSED, head=True)
     assert equal_state_dicts(model, asked)
     assert set(asked.config.factor_layouts) == {"embedding"}
     assert asked.get_output_embeddings().coefficients is asked.get_input_embeddings().coefficients
 
 
 def test_a_body_of_a_model_with_a_factored_head_loads_and_goes_back(tmp_path: Path) -> None:
-    model = compress(TINY_MODELS["llama"].build(), **OPTIONS, head=True)
+    model = compress(TINY_MODELS["llama"].build(), **COMPRESSED, head=True)
     model.save_pretrained(tmp_path / "whole")
     body, report = AutoModel.from_pretrained(tmp_path / "whole", output_loading_info=True)
     assert torch.equal(body.embed_tokens.coefficients, model.model.embed_tokens.coefficients)
@@ -120,20 +118,20 @@ def test_a_body_of_a_model_with_a_factored_head_loads_and_goes_back(tmp_path: Pa
 
 
 def test_a_model_with_a_factored_head_alone_loads_as_a_body(tmp_path: Path) -> None:
-    compress(TINY_MODELS["llama"].build(), **OPTIONS, embedding=False, head=True).save_pretrained(tmp_path)
+    compress(TINY_MODELS["llama"].build(), **COMPRESSED, embedding=False, head=True).save_pretrained(tmp_path)
     body = AutoModel.from_pretrained(tmp_path)
     assert torch.equal(body.embed_tokens.weight, TINY_MODELS["llama"].build().model.embed_tokens.weight)
 
 
 def test_a_factored_head_is_not_lost_in_a_tie_that_the_file_does_not_have(tmp_path: Path) -> None:
-    compress(TINY_MODELS["llama"].build(), **OPTIONS, head=True).save_pretrained(tmp_path)
+    compress(TINY_MODELS["llama"].build(), **COMPRESSED, head=True).save_pretrained(tmp_path)
     with pytest.raises(ProjClustCheckpointError, match="ties its head .* one or the other. Load the checkpoint with"):
         AutoModelForCausalLM.from_pretrained(tmp_path, tie_word_embeddings=True)
 
 
 @pytest.mark.parametrize("part", ["coefficients", "bases", "rows"])
 def test_a_missing_factor_of_the_head_is_named(part: str, tmp_path: Path) -> None:
-    compress(TINY_MODELS["llama"].build(), **OPTIONS, head=True).save_pretrained(tmp_path)
+    compress(TINY_MODELS["llama"].build(), **COMPRESSED, head=True).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors[f"lm_head.{part}"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -144,7 +142,7 @@ def test_a_missing_factor_of_the_head_is_named(part: str, tmp_path: Path) -> Non
 def test_a_frozen_table_and_a_trained_head_stay_so() -> None:
     dense = TINY_MODELS["llama"].build()
     dense.model.embed_tokens.weight.requires_grad_(False)
-    model = compress(dense, **OPTIONS, head=True)
+    model = compress(dense, **COMPRESSED, head=True)
     assert [part.requires_grad for part in model.model.embed_tokens.parameters()] == [False, False]
     assert [part.requires_grad for part in model.lm_head.parameters()] == [True, True]
     back = decompress(model)
@@ -154,17 +152,17 @@ def test_a_frozen_table_and_a_trained_head_stay_so() -> None:
 
 def test_a_checkpoint_of_the_clustering_holds_both_runs(tmp_path: Path) -> None:
     dense = TINY_MODELS["llama"].build()
-    model = compress(dense, **OPTIONS, head=True, checkpoint=tmp_path)
+    model = compress(dense, **COMPRESSED, head=True, checkpoint=tmp_path)
     runs = {path.name for path in (tmp_path / "head").iterdir()}
     assert {path.name for path in tmp_path.iterdir()} == runs | {"head"}
-    assert equal_state_dicts(model, compress(dense, **OPTIONS, head=True, checkpoint=tmp_path))
+    assert equal_state_dicts(model, compress(dense, **COMPRESSED, head=True, checkpoint=tmp_path))
 
 
 def test_both_tables_are_read_from_their_file_in_blocks(tmp_path: Path) -> None:
     dense = TINY_MODELS["llama"].build()
     dense.save_pretrained(tmp_path)
-    whole = compress(dense, **OPTIONS, head=True)
-    blocks = compress(tmp_path, **OPTIONS, head=True, memory_limit="1MB")
+    whole = compress(dense, **COMPRESSED, head=True)
+    blocks = compress(tmp_path, **COMPRESSED, head=True, memory_limit="1MB")
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(blocks.state_dict()[name], tensor, atol=1e-5, rtol=1e-4)
 
@@ -179,7 +177,7 @@ BAD = [
 @pytest.mark.parametrize(("name", "options", "message"), BAD)
 def test_heads_that_the_model_has_not_are_refused(name: str, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        compress(TINY_MODELS[name].build(), **OPTIONS, **options)
+        compress(TINY_MODELS[name].build(), **COMPRESSED, **options)
 
 
 def test_a_head_of_another_kind_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +185,7 @@ def test_a_head_of_another_kind_is_refused_before_any_work(monkeypatch: pytest.M
     dense.lm_head = nn.Sequential(nn.Linear(WIDTH, VOCAB_SIZE))
     monkeypatch.setattr("hf_projclust.compression.factor_table", lambda *_: pytest.fail("the solver was run"))
     with pytest.raises(ValueError, match="the vocabulary table is in a Sequential; expected an nn.Embedding or nn.Li"):
-        compress(dense, **OPTIONS, head=True)
+        compress(dense, **COMPRESSED, head=True)
 
 
 def test_the_command_line_factors_head_and_table_and_shows_both(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_MODELS, equal_state_dicts
+from conftest import COMPRESSED, TINY_MODELS, equal_state_dicts
 from safetensors.torch import load_file
 from torch import nn
 from transformers import BitsAndBytesConfig, TorchAoConfig
@@ -35,7 +35,7 @@ def output(model: Any, name: str) -> torch.Tensor:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_of_any_dtype_compresses_and_loads_in_any_dtype(name: str, stored: torch.dtype, tmp_path: Path) -> None:
     dense = TINY_MODELS[name].build().to(stored)
-    model = compress(dense, num_clusters=3, compression=0.4, token_counts="uniform")
+    model = compress(dense, **COMPRESSED)
     assert model.dtype == stored
     model.save_pretrained(tmp_path / "model")
     dense.save_pretrained(tmp_path / "dense")
@@ -61,7 +61,7 @@ def test_a_model_of_any_dtype_compresses_and_loads_in_any_dtype(name: str, store
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_in_half_precision_are_those_of_full_precision_up_to_rounding(name: str, dtype: torch.dtype) -> None:
-    full = compress(TINY_MODELS[name].build(), num_clusters=3, compression=0.4, token_counts="uniform")
+    full = TINY_MODELS[name].compressed()
     half = copy.deepcopy(full).to(dtype)
     given, expected = output(half, name), output(full, name)
     assert given.dtype == dtype
@@ -87,7 +87,7 @@ CASTS: list[tuple[Callable[[Any], Any], torch.dtype]] = [
 def test_a_cast_changes_factors_leaves_rows_and_keeps_ties(
     name: str, cast: Callable[[Any], Any], dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    model = compress(TINY_MODELS[name].build(), num_clusters=3, compression=0.4, token_counts="uniform")
+    model = TINY_MODELS[name].compressed()
     rows = model.get_input_embeddings().rows.clone()
     model = cast(model)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
@@ -133,7 +133,7 @@ def wide(name: str) -> Any:
     tiny = copy.deepcopy(TINY_MODELS[name])
     for field, value in WIDER[name].items():
         setattr(tiny.config, field, value)
-    return compress(tiny.build(), num_clusters=3, compression=0.4, token_counts="uniform")
+    return tiny.compressed()
 
 
 def quantised_layers(model: Any) -> set[str]:

@@ -26,7 +26,7 @@ CODE = {"configuration_projclust.py", "embedding_projclust.py", "modeling_projcl
 def standalone(name: str, folder: Path) -> Path:
     """A compressed model with its code, and an input of all tokens with its output."""
     tiny = TINY_MODELS[name]
-    model = compress(tiny.build(), num_clusters=3, compression=0.4, token_counts="uniform")
+    model = tiny.compressed()
     model.save_pretrained(folder, standalone=True)
     with torch.no_grad():
         save_file({**tiny.inputs(), "expected": model(**tiny.inputs())[0].contiguous()}, folder / "expected.st")
@@ -174,7 +174,7 @@ if __name__ == "__main__":
 
 def test_without_the_plugin_errors_say_what_to_do(run_bare, tmp_path: Path) -> None:
     folder = standalone("bert", tmp_path / "bert")
-    compress(TINY_MODELS["bert"].build(), num_clusters=3, compression=0.4).save_pretrained(tmp_path / "plain")
+    TINY_MODELS["bert"].compressed().save_pretrained(tmp_path / "plain")
     output = run_bare(
         """
 from transformers import AutoModelForMaskedLM
@@ -221,12 +221,12 @@ def test_the_copy_of_a_checkpoint_and_the_plugin_live_side_by_side(
 
 
 def test_the_code_is_for_one_save_and_goes_where_a_model_was_loaded_from_it(tmp_path: Path) -> None:
-    model = compress(TINY_MODELS["gpt2"].build(), num_clusters=3, compression=0.4)
+    model = TINY_MODELS["gpt2"].compressed()
     model.save_pretrained(tmp_path / "with", standalone=True)
     with pytest.raises(TypeError):  # a save that fails
         model.save_pretrained(tmp_path / "failed", standalone=True, max_shard_size=[])
     model.save_pretrained(tmp_path / "without")
-    compress(TINY_MODELS["gpt2"].build(), num_clusters=3, compression=0.4).save_pretrained(tmp_path / "another")
+    TINY_MODELS["gpt2"].compressed().save_pretrained(tmp_path / "another")
     assert code_in(tmp_path / "with") == CODE
     assert not code_in(tmp_path / "without")
     assert not code_in(tmp_path / "another")
