@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import COMPRESSED, TINY_MODELS, VOCAB_SIZE, WIDTH, Tiny, equal_state_dicts, factor_names
+from conftest import COMPRESSED, TINY_MODELS, VOCAB_SIZE, WIDTH, Tiny, build_llava, equal_state_dicts, factor_names
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -132,6 +132,15 @@ def test_what_is_not_the_table_is_kept() -> None:
     for name, tensor in dense.state_dict().items():
         if name not in ("transformer.wte.weight", "lm_head.weight"):
             assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_each_part_of_a_composite_keeps_its_attention() -> None:
+    dense = build_llava()
+    dense.set_attn_implementation({"text_config": "eager"})
+    model = compress(dense, **COMPRESSED)
+    for each in (dense, model, decompress(model)):
+        assert each.config.text_config._attn_implementation == "eager"
+        assert each.config.vision_config._attn_implementation == "sdpa"
 
 
 def test_every_weight_keeps_its_own_dtype_and_whether_it_is_trained() -> None:

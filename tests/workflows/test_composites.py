@@ -1,6 +1,7 @@
 """Compressed models as parts of native ones, whose files must not be taken for dense ones."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,14 @@ def test_a_compressed_part_computes_and_its_whole_is_refused_when_it_is_read_aga
     torch.nn.init.zeros_(again.encoder.get_input_embeddings().coefficients)
     again.load_state_dict(composite.state_dict())
     torch.testing.assert_close(again(input_ids=ids, decoder_input_ids=ids).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_a_native_class_that_is_to_ignore_mismatches_reports_that_it_has_no_table(tmp_path: Path, upstream_log) -> None:
+    """It is not refused then: Transformers fills the table at random, and says so."""
+    TINY_MODELS["bert"].compressed().save_pretrained(tmp_path)
+    _, report = BertModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True, output_loading_info=True)
+    assert {name for name, *_ in report["mismatched_keys"]} == {"embeddings.word_embeddings.weight"}
+    assert re.search(r"embeddings\.word_embeddings\.weight *\| MISMATCH", upstream_log.text)
 
 
 @pytest.mark.parametrize("part", ["transformer", "model"])

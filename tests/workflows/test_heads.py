@@ -199,3 +199,14 @@ def test_the_command_line_factors_head_and_table_and_shows_both(tmp_path: Path) 
     assert f"head: {VOCAB_SIZE} tokens" in output
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert f"{sum(layout.num_parameters for layout in model.config.factor_layouts.values()):,}" in output
+
+
+def test_the_command_line_factors_the_head_alone(tmp_path: Path) -> None:
+    dense = TINY_MODELS["llama"].build()
+    dense.save_pretrained(tmp_path / "dense")
+    options = ["--compression", "0.4", "--num-clusters", "3", "--token-counts", "uniform", "--no-embedding", "--head"]
+    command = ["compress", str(tmp_path / "dense"), *options, "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 0, result.output
+    expected = compress(dense, **COMPRESSED, embedding=False, head=True)
+    assert equal_state_dicts(AutoModelForCausalLM.from_pretrained(tmp_path / "out"), expected)

@@ -1,6 +1,7 @@
 """Half precision, and quantisers on the rest of a compressed model."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from conftest import COMPRESSED, TINY_MODELS, equal_state_dicts
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BitsAndBytesConfig, TorchAoConfig
+from transformers import BertForMaskedLM, BitsAndBytesConfig, TorchAoConfig
 
 from hf_projclust import compress, decompress
 from hf_projclust.embedding_projclust import FactoredTable
@@ -172,6 +173,18 @@ def test_a_quantiser_takes_the_layers_that_it_takes_of_the_dense_model_and_leave
     assert not torch.equal(given, expected)
     assert cosines(given, expected).min() > 0.98
     torch.testing.assert_close(output(again, name), given, rtol=0, atol=1e-5)
+
+
+def test_a_native_class_reports_that_a_quantised_folder_has_no_table(tmp_path: Path, upstream_log) -> None:
+    """Such a folder has no byte by which it would be refused: the table is filled at random, and that is said."""
+    model = wide("bert")
+    model.save_pretrained(tmp_path / "model")
+    eight_bits = BitsAndBytesConfig(load_in_8bit=True)
+    type(model).from_pretrained(tmp_path / "model", quantization_config=eight_bits).save_pretrained(tmp_path / "again")
+    _, report = BertForMaskedLM.from_pretrained(tmp_path / "again", output_loading_info=True)
+    table, head = (f"{name}.weight" for name in TINY_MODELS["bert"].tables)
+    assert report["missing_keys"] == {table, head}
+    assert re.search(rf"{re.escape(table)} *\| MISSING", upstream_log.text)
 
 
 def test_a_quantised_compressed_model_is_decompressed_after_dequantising(tmp_path: Path) -> None:

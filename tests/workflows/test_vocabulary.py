@@ -81,10 +81,16 @@ def test_tokens_that_are_added_and_taken_away_leave_the_factors_as_they_were(tin
     assert torch.equal(embedding.bases, old.bases)
 
 
+def test_the_present_size_changes_nothing_and_gives_the_embedding(tiny: Tiny) -> None:
+    model = tiny.compressed()
+    parameters = dict(model.named_parameters())
+    for given in (VOCAB_SIZE, None):
+        assert model.resize_token_embeddings(given) is model.get_input_embeddings()
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+
+
 def test_padding_to_a_multiple_rounds_up() -> None:
     model = TINY_MODELS["gpt2"].compressed()
-    assert model.resize_token_embeddings(VOCAB_SIZE) is model.get_input_embeddings()
-    assert model.resize_token_embeddings() is model.get_input_embeddings()
     model.resize_token_embeddings(pad_to_multiple_of=8)
     assert model.config.vocab_size == model.lm_head.out_features == 104
     model.resize_token_embeddings(100, pad_to_multiple_of=16)
