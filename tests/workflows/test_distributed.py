@@ -174,6 +174,8 @@ def test_fsdp2_equals_one_process_and_its_whole_state_reloads(folder: Path, tmp_
         else:  # the plan of transformers 5.23 leaves a tied head, dense or factored, a step behind its table
             assert by_transformers.lm_head.coefficients is by_transformers.model.embed_tokens.coefficients
             assert not equal_state_dicts(by_transformers, start)
+            with pytest.raises(AssertionError, match="not close"):  # once it does not, README has a limit too many
+                assert_close(by_transformers, expected, start)
         by_accelerate = end(folder / name)
         by_accelerate.load_state_dict(torch.load(tmp_path / f"{name}-accelerate.pt"))
         assert_close(by_accelerate, expected, start)
