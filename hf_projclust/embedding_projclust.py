@@ -324,8 +324,9 @@ class FactoredWeight(torch.Tensor):
 
     def _stands_for(self, factors: Tensor) -> bool:
         """Whether this was made for these coefficients, and as they are now."""
-        as_made = (self.dtype, self.device, self.requires_grad)
-        return self._table.coefficients is factors and as_made == (factors.dtype, factors.device, factors.requires_grad)
+        now = (factors.dtype, factors.device, factors.requires_grad, self._table.layout.num_embeddings)
+        as_made = (self.dtype, self.device, self.requires_grad, len(self))
+        return self._table.coefficients is factors and as_made == now
 
     @classmethod
     def __torch_function__(

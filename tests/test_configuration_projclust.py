@@ -20,14 +20,14 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_projclust
-from hf_projclust import FactorLayout, ProjClustCheckpointError, ProjClustConfig, compress
+from hf_projclust import FactorLayout, ProjClustCheckpointError, ProjClustConfig
 from hf_projclust import configuration_projclust as configuration
 from hf_projclust import modeling_projclust as modeling
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    compress(TINY_MODELS["bert"].build(), num_clusters=3, compression=0.4).save_pretrained(tmp_path)
+    TINY_MODELS["bert"].compressed().save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -122,7 +122,7 @@ def test_classes_are_made_once_and_found_by_name() -> None:
 
 
 def test_models_and_configs_pickle() -> None:
-    model = compress(TINY_MODELS["gpt2"].build(), num_clusters=3, compression=0.4)
+    model = TINY_MODELS["gpt2"].compressed()
     copied = pickle.loads(pickle.dumps(model))
     assert type(copied) is type(model)
     assert copied.config == model.config

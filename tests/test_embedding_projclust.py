@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 
+from hf_projclust import embedding_projclust
 from hf_projclust.configuration_projclust import FactorLayout
 from hf_projclust.embedding_projclust import FactoredTable, ProjClustHead, factor_in_place
 
@@ -49,6 +50,38 @@ def head(layout: FactorLayout, bias: bool = True) -> FactoredTable:
 def factor_gradients(table: FactoredTable) -> list[torch.Tensor]:
     """Gradients of the factors that hold any number."""
     return [factor.grad.clone() for factor in (table.coefficients, table.bases) if factor.numel()]
+
+
+STAND_IN_CHANGES = {
+    "dtype": lambda table: table.half(),
+    "frozen": lambda table: table.requires_grad_(False),
+    "resized": lambda table: table.resize(14, torch.randn(3, DIM)),
+}
+
+
+@pytest.mark.parametrize("change", STAND_IN_CHANGES.values(), ids=STAND_IN_CHANGES.keys())
+def test_a_stand_in_that_is_still_held_is_not_given_for_a_table_that_was_changed(change) -> None:
+    table = embedding(LAYOUTS["mixed ranks"])
+    held = table.weight
+    change(table)
+    now = table.weight
+    assert now is not held
+    assert (now.dtype, now.requires_grad) == (table.coefficients.dtype, table.coefficients.requires_grad)
+    assert torch.equal(now + 0, table.dense_weight())
+    assert now.shape == table.dense_weight().shape
+
+
+@pytest.mark.parametrize("of_another_table", [True, False])
+def test_parameters_that_get_the_place_of_older_ones_get_a_stand_in_of_their_own(of_another_table: bool) -> None:
+    """The stand-ins are found by the identity of parameters, which Python gives again when one is gone."""
+    table = embedding(LAYOUTS["mixed ranks"])
+    other = filled(nn.Embedding(11, DIM), LAYOUTS["mixed ranks"], seed=1)
+    held = (other if of_another_table else table).weight
+    if not of_another_table:
+        table.resize(14, torch.randn(3, DIM))
+    embedding_projclust._STAND_INS[id(table.coefficients)] = held
+    assert table.weight.shape == table.dense_weight().shape
+    assert torch.equal(table.weight + 0, table.dense_weight())
 
 
 def test_look_up_by_hand() -> None:

@@ -4,20 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_MODELS, VOCAB_SIZE, WIDTH, Tiny, equal_state_dicts
+from conftest import COMPRESSED, TINY_MODELS, VOCAB_SIZE, WIDTH, Tiny, equal_state_dicts
 
 from hf_projclust import compress
 from hf_projclust.loading import load_model_without_tables
 from hf_projclust.modeling_projclust import vocabulary_modules
 from hf_projclust.tables import TableFile, find_table
 
-OPTIONS = {"num_clusters": 3, "compression": 0.4, "token_counts": "uniform"}
-
 
 @pytest.mark.parametrize("shard_size", ["1GB", "4KB"])
 def test_a_limit_on_memory_gives_the_same_model(tiny: Tiny, shard_size: str, tmp_path: Path) -> None:
     tiny.build().save_pretrained(tmp_path, max_shard_size=shard_size)
-    whole, limited = (compress(tmp_path, **OPTIONS, memory_limit=limit) for limit in (None, "250KB"))
+    whole, limited = (compress(tmp_path, **COMPRESSED, memory_limit=limit) for limit in (None, "250KB"))
     assert type(limited) is type(whole)
     assert limited.get_input_embeddings().layout == whole.get_input_embeddings().layout
     states = whole.state_dict(), limited.state_dict()
@@ -31,7 +29,7 @@ def test_a_limit_on_memory_gives_the_same_model(tiny: Tiny, shard_size: str, tmp
 
 def test_a_limit_on_memory_reads_a_model_in_memory_in_blocks_too() -> None:
     dense = TINY_MODELS["bert"].build()
-    whole, limited = (compress(dense, **OPTIONS, memory_limit=limit) for limit in (None, "250KB"))
+    whole, limited = (compress(dense, **COMPRESSED, memory_limit=limit) for limit in (None, "250KB"))
     assert torch.equal(whole.get_input_embeddings().rows, limited.get_input_embeddings().rows)
 
 
@@ -60,13 +58,13 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     dense.config.save_pretrained(tmp_path)
     torch.save(dense.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"no readable safetensors.*expected.*leave memory_limit out"):
-        compress(tmp_path, **OPTIONS, memory_limit="1MB")
+        compress(tmp_path, **COMPRESSED, memory_limit="1MB")
 
 
 def test_a_compressed_folder_is_refused(tmp_path: Path) -> None:
-    compress(TINY_MODELS["bert"].build(), **OPTIONS).save_pretrained(tmp_path)
+    compress(TINY_MODELS["bert"].build(), **COMPRESSED).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is compressed already; expected a dense model. Compress the dense"):
-        compress(tmp_path, **OPTIONS, memory_limit="1MB")
+        compress(tmp_path, **COMPRESSED, memory_limit="1MB")
 
 
 def test_a_checkpoint_without_the_table_is_refused(tmp_path: Path) -> None:
@@ -79,7 +77,7 @@ def test_a_checkpoint_without_the_table_is_refused(tmp_path: Path) -> None:
 def test_a_limit_below_one_block_is_refused_with_the_least_one(limit: int | str, tmp_path: Path) -> None:
     dense = TINY_MODELS["bert"].build()
     with pytest.raises(ValueError, match=r"memory_limit=20,000 bytes is too small.*97 x 16.*at least [\d,]+.*Raise"):
-        compress(dense, **OPTIONS, memory_limit=limit)
+        compress(dense, **COMPRESSED, memory_limit=limit)
 
 
 def test_slices_of_a_file_are_those_of_the_tensor(tmp_path: Path) -> None:
@@ -93,5 +91,5 @@ def test_slices_of_a_file_are_those_of_the_tensor(tmp_path: Path) -> None:
 
 def test_equal_arguments_give_equal_models_from_a_file(tmp_path: Path) -> None:
     TINY_MODELS["t5"].build().save_pretrained(tmp_path)
-    first, second = (compress(tmp_path, **OPTIONS, memory_limit="250KB") for _ in range(2))
+    first, second = (compress(tmp_path, **COMPRESSED, memory_limit="250KB") for _ in range(2))
     assert equal_state_dicts(first, second)

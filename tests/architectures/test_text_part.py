@@ -27,5 +27,9 @@ def test_a_text_model_loads_from_the_checkpoint_of_a_composite(model_type: str, 
     with torch.no_grad():
         assert torch.allclose(text(input_ids=input_ids).logits, native(input_ids=input_ids).logits, atol=1e-5)
 
+    eager = AutoModelForCausalLM.from_pretrained(tmp_path / "compressed", attn_implementation="eager")
+    assert [each.config._attn_implementation for each in (text, eager)] == ["sdpa", "eager"]
+    assert text.config.name_or_path == str(tmp_path / "compressed")
+
     text.save_pretrained(tmp_path / "text")
     assert equal_state_dicts(text, type(text).from_pretrained(tmp_path / "text"))

@@ -1,12 +1,13 @@
 """Compressed models as parts of native ones, whose files must not be taken for dense ones."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_MODELS, build_llava
+from conftest import COMPRESSED, TINY_MODELS, build_llava
 from transformers import (
     AutoModel,
     BertConfig,
@@ -17,8 +18,6 @@ from transformers import (
 
 from hf_projclust import compress, decompress
 
-OPTIONS = {"num_clusters": 3, "compression": 0.4, "token_counts": "uniform"}
-
 
 def pair(encoder: Any) -> EncoderDecoderModel:
     config = TINY_MODELS["bert"].config.to_dict() | {"is_decoder": True, "add_cross_attention": True}
@@ -28,7 +27,7 @@ def pair(encoder: Any) -> EncoderDecoderModel:
 
 @torch.no_grad()
 def test_a_compressed_part_computes_and_its_whole_is_refused_when_it_is_read_again(tmp_path: Path) -> None:
-    encoder = compress(BertModel(copy.deepcopy(TINY_MODELS["bert"].config)), **OPTIONS)
+    encoder = compress(BertModel(copy.deepcopy(TINY_MODELS["bert"].config)), **COMPRESSED)
     composite = pair(encoder)
     ids = TINY_MODELS["bert"].inputs()["input_ids"]
     expected = pair(decompress(encoder))(input_ids=ids, decoder_input_ids=ids).logits
@@ -42,9 +41,17 @@ def test_a_compressed_part_computes_and_its_whole_is_refused_when_it_is_read_aga
     torch.testing.assert_close(again(input_ids=ids, decoder_input_ids=ids).logits, expected, atol=1e-5, rtol=0)
 
 
+def test_a_native_class_that_is_to_ignore_mismatches_reports_that_it_has_no_table(tmp_path: Path, upstream_log) -> None:
+    """It is not refused then: Transformers fills the table at random, and says so."""
+    TINY_MODELS["bert"].compressed().save_pretrained(tmp_path)
+    _, report = BertModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True, output_loading_info=True)
+    assert {name for name, *_ in report["mismatched_keys"]} == {"embeddings.word_embeddings.weight"}
+    assert re.search(r"embeddings\.word_embeddings\.weight *\| MISMATCH", upstream_log.text)
+
+
 @pytest.mark.parametrize("part", ["transformer", "model"])
 def test_a_native_part_of_a_compressed_model_is_refused_by_its_own_class(part: str, tmp_path: Path) -> None:
-    model = compress(TINY_MODELS["gpt2"].build() if part == "transformer" else build_llava(), **OPTIONS)
+    model = compress(TINY_MODELS["gpt2"].build() if part == "transformer" else build_llava(), **COMPRESSED)
     inner = getattr(model, part)
     inner.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="raising an error"):

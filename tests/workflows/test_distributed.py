@@ -10,8 +10,6 @@ import torch
 from conftest import TINY_MODELS, VOCAB_SIZE, equal_state_dicts
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from hf_projclust import compress
-
 NAMES = ("llama", "gemma3")  # a head of its own, which is dense; a tied one, which shares the factors
 LEARNING_RATE, STEPS = 0.1, 3
 ARGUMENTS: dict[str, Any] = {
@@ -101,7 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     torch.save(ARGUMENTS, folder / "arguments.pt")
     for name in NAMES:
-        model = compress(TINY_MODELS[name].build(), num_clusters=3, compression=0.4, token_counts="uniform")
+        model = TINY_MODELS[name].compressed()
         model.save_pretrained(folder / name)
         torch.save(rows(model), folder / f"{name}.pt")
         arguments = TrainingArguments(str(folder / "run"), per_device_train_batch_size=4, **ARGUMENTS)
@@ -176,6 +174,8 @@ def test_fsdp2_equals_one_process_and_its_whole_state_reloads(folder: Path, tmp_
         else:  # the plan of transformers 5.23 leaves a tied head, dense or factored, a step behind its table
             assert by_transformers.lm_head.coefficients is by_transformers.model.embed_tokens.coefficients
             assert not equal_state_dicts(by_transformers, start)
+            with pytest.raises(AssertionError, match="not close"):  # once it does not, README has a limit too many
+                assert_close(by_transformers, expected, start)
         by_accelerate = end(folder / name)
         by_accelerate.load_state_dict(torch.load(tmp_path / f"{name}-accelerate.pt"))
         assert_close(by_accelerate, expected, start)

@@ -13,8 +13,6 @@ import pytest
 import torch
 from conftest import TINY_MODELS
 
-from hf_projclust import compress
-
 NAMES = ("input_ids", "attention_mask")
 
 
@@ -26,7 +24,7 @@ def tiny(request: pytest.FixtureRequest):
 
 @pytest.fixture
 def model(tiny):
-    model = compress(tiny.build(), num_clusters=3, compression=0.4, token_counts="uniform").eval()
+    model = tiny.compressed().eval()
     model.config.use_cache = False
     return model
 

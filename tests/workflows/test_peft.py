@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_MODELS, VOCAB_SIZE, equal_state_dicts
+from conftest import COMPRESSED, TINY_MODELS, VOCAB_SIZE, equal_state_dicts
 from peft import (
     AutoPeftModelForCausalLM,
     AutoPeftModelForSeq2SeqLM,
@@ -62,7 +62,7 @@ MODELS = {
 
 def saved(name: str, folder: Path) -> Path:
     """A folder of a compressed tiny model."""
-    compress(TINY_MODELS[name].build(), num_clusters=3, compression=0.4, token_counts="uniform").save_pretrained(folder)
+    TINY_MODELS[name].compressed().save_pretrained(folder)
     if name == "bert":  # with a classifier, so that each load has the same
         AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3).save_pretrained(folder)
     return folder
@@ -230,7 +230,7 @@ def test_lora_trains_on_a_quantised_body_with_factors_in_float(bits: int, tmp_pa
     config = copy.deepcopy(TINY_MODELS["gemma3"].config)
     config.update({"hidden_size": 64, "head_dim": 32, "intermediate_size": 64})  # what 4 bits on a CPU ask for
     dense = replace(TINY_MODELS["gemma3"], config=config).build()
-    compress(dense, num_clusters=3, compression=0.4, token_counts="uniform").save_pretrained(tmp_path / "base")
+    compress(dense, **COMPRESSED).save_pretrained(tmp_path / "base")
     quantised = {"quantization_config": BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)}
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", **quantised)
     before = base.model.embed_tokens.coefficients.detach().clone()
@@ -359,7 +359,7 @@ def test_a_prompt_equals_the_one_of_the_dense_model(tmp_path: Path) -> None:
 
 
 def test_other_names_of_modules_are_found_or_missing_as_natively(tmp_path: Path) -> None:
-    model = compress(TINY_MODELS["gpt2"].build(), num_clusters=3, compression=0.4, token_counts="uniform")
+    model = TINY_MODELS["gpt2"].compressed()
     assert model.get_submodule("transformer.wte") is model.get_input_embeddings()
     with pytest.raises(AttributeError, match="no attribute"):
         model.get_submodule("embeddings.position_embeddings")

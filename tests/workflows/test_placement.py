@@ -36,7 +36,7 @@ def saved(name: str, folder: Path) -> tuple[Tiny, Any, torch.Tensor]:
             setattr(tiny.config, layers, 2)
     if getattr(tiny.config, "layer_types", None):
         tiny.config.layer_types = tiny.config.layer_types * 2
-    model = compress(tiny.build(), num_clusters=3, compression=0.4, token_counts="uniform")
+    model = tiny.compressed()
     model.save_pretrained(folder)
     return tiny, model, output(model, tiny)
 

@@ -140,7 +140,7 @@ def test_training_under_bf16_autocast_keeps_factors_in_full_precision_and_lowers
 @pytest.mark.parametrize(("name", "tied"), [("distilbert", False), ("bert", True)])
 def test_gradients_are_those_of_the_dense_table_with_padding_and_without_some_clusters(name: str, tied: bool) -> None:
     """Coordinates get the dense gradient times the basis: without a tied head none for padding and absent clusters."""
-    model = compress(TINY_MODELS[name].build(), num_clusters=3, compression=0.4, token_counts="uniform").eval()
+    model = TINY_MODELS[name].compressed().eval()
     dense = decompress(model).eval()
     table = model.get_input_embeddings()
     layout = table.layout
@@ -162,7 +162,7 @@ def test_gradients_are_those_of_the_dense_table_with_padding_and_without_some_cl
 
 def causal_run(name: str, output: Path, **options: Any) -> tuple[dict, dict]:
     """Parameters before and after four plain gradient steps of a tiny causal model, each on eight rows."""
-    model = compress(TINY_MODELS[name].build(), num_clusters=3, compression=0.4, token_counts="uniform")
+    model = TINY_MODELS[name].compressed()
     start = parameters(model)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(VOCAB_SIZE, (32, 6), generator=generator).tolist()
@@ -203,7 +203,7 @@ def test_ways_to_save_memory_end_where_plain_training_ends(name: str, options: d
 @pytest.mark.parametrize("frozen", ["bases", "coefficients"])
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
 def test_one_line_freezes_a_factor_and_the_tied_heads_follow(frozen: str, name: str, tmp_path: Path) -> None:
-    model = compress(TINY_MODELS[name].build(), num_clusters=3, compression=0.4, token_counts="uniform")
+    model = TINY_MODELS[name].compressed()
     model.get_input_embeddings().get_parameter(frozen).requires_grad_(False)  # as `.bases.requires_grad_(False)`
     start = parameters(model)
     ids = TINY_MODELS[name].inputs()["input_ids"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_MODELS, VOCAB_SIZE, Tiny, build_llava, equal_state_dicts
+from conftest import COMPRESSED, TINY_MODELS, VOCAB_SIZE, Tiny, build_llava, equal_state_dicts
 from transformers import (
     AutoModel,
     PreTrainedTokenizerFast,
@@ -18,10 +18,6 @@ from hf_projclust import compress, decompress
 from hf_projclust.embedding_projclust import FactoredTable
 
 pytestmark = pytest.mark.filterwarnings("ignore:The new embeddings will be initialized")
-
-
-def compressed(tiny: Tiny, **options: Any) -> Any:
-    return compress(tiny.build(), num_clusters=3, compression=0.4, token_counts="uniform", **options)
 
 
 def resized_alike(model: Any, size: int | None, **options: Any) -> tuple[Any, Any]:
@@ -46,7 +42,7 @@ def assert_equal_tables(model: Any, dense: Any) -> None:
 @pytest.mark.parametrize("mean_resizing", [True, False])
 @pytest.mark.parametrize("size", [VOCAB_SIZE + 7, VOCAB_SIZE - 40, 1])
 def test_a_resized_model_equals_the_dense_one_resized(tiny: Tiny, size: int, mean_resizing: bool) -> None:
-    model, dense = resized_alike(compressed(tiny), size, mean_resizing=mean_resizing)
+    model, dense = resized_alike(tiny.compressed(), size, mean_resizing=mean_resizing)
     assert model.get_input_embeddings().num_embeddings == model.config.get_text_config().vocab_size == size
     assert_equal_tables(model, dense)
     inputs = {name: ids % size for name, ids in tiny.inputs().items()} | {"attention_mask": torch.ones(8, 12).long()}
@@ -59,7 +55,7 @@ def test_a_resized_model_equals_the_dense_one_resized(tiny: Tiny, size: int, mea
 @pytest.mark.parametrize("head", [False, True], ids=["dense head", "factored head"])
 def test_an_untied_head_follows(head: bool) -> None:
     for size in (VOCAB_SIZE + 7, VOCAB_SIZE - 40):
-        model, dense = resized_alike(compressed(TINY_MODELS["llama"], head=head), size)
+        model, dense = resized_alike(TINY_MODELS["llama"].compressed(head=head), size)
         torch.testing.assert_close(model.lm_head.weight + 0, dense.lm_head.weight.data, atol=1e-5, rtol=0)
         assert model.lm_head.out_features == size
 
@@ -99,7 +95,7 @@ def test_a_body_without_the_head_of_its_file_is_resized(embedding: bool, tmp_pat
 
 
 def test_new_rows_are_exact_and_in_one_cluster_however_often_tokens_are_added(tiny: Tiny) -> None:
-    model = compressed(tiny)
+    model = tiny.compressed()
     clusters = model.get_input_embeddings().layout.num_clusters
     for size in (VOCAB_SIZE + 3, VOCAB_SIZE + 8):
         _, dense = resized_alike(model, size)
@@ -111,7 +107,7 @@ def test_new_rows_are_exact_and_in_one_cluster_however_often_tokens_are_added(ti
 
 
 def test_tokens_that_are_added_and_taken_away_leave_the_factors_as_they_were(tiny: Tiny) -> None:
-    model, before = compressed(tiny), compressed(tiny)
+    model, before = tiny.compressed(), tiny.compressed()
     model.resize_token_embeddings(VOCAB_SIZE + 3)
     model.resize_token_embeddings(VOCAB_SIZE)
     embedding, old = model.get_input_embeddings(), before.get_input_embeddings()
@@ -120,10 +116,16 @@ def test_tokens_that_are_added_and_taken_away_leave_the_factors_as_they_were(tin
     assert torch.equal(embedding.bases, old.bases)
 
 
+def test_the_present_size_changes_nothing_and_gives_the_embedding(tiny: Tiny) -> None:
+    model = tiny.compressed()
+    parameters = dict(model.named_parameters())
+    for given in (VOCAB_SIZE, None):
+        assert model.resize_token_embeddings(given) is model.get_input_embeddings()
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+
+
 def test_padding_to_a_multiple_rounds_up() -> None:
-    model = compressed(TINY_MODELS["gpt2"])
-    assert model.resize_token_embeddings(VOCAB_SIZE) is model.get_input_embeddings()
-    assert model.resize_token_embeddings() is model.get_input_embeddings()
+    model = TINY_MODELS["gpt2"].compressed()
     model.resize_token_embeddings(pad_to_multiple_of=8)
     assert model.config.vocab_size == model.lm_head.out_features == 104
     model.resize_token_embeddings(100, pad_to_multiple_of=16)
@@ -131,7 +133,7 @@ def test_padding_to_a_multiple_rounds_up() -> None:
 
 
 def test_tied_modules_still_share_their_factors(tiny: Tiny, tmp_path: Path) -> None:
-    model = compressed(tiny)
+    model = tiny.compressed()
     model.resize_token_embeddings(VOCAB_SIZE + 7)
     model.save_pretrained(tmp_path)
     reloaded = type(model).from_pretrained(tmp_path)
@@ -145,7 +147,7 @@ def test_tied_modules_still_share_their_factors(tiny: Tiny, tmp_path: Path) -> N
 
 
 def test_what_is_frozen_stays_frozen() -> None:
-    model = compressed(TINY_MODELS["gpt2"])
+    model = TINY_MODELS["gpt2"].compressed()
     model.get_input_embeddings().requires_grad_(False)
     model.resize_token_embeddings(VOCAB_SIZE + 7)
     assert not model.lm_head.coefficients.requires_grad
@@ -156,14 +158,14 @@ def test_what_is_frozen_stays_frozen() -> None:
 def test_a_dropped_padding_token_is_one_no_more() -> None:
     dense = TINY_MODELS["distilbert"].build()
     dense.get_input_embeddings().padding_idx = VOCAB_SIZE - 1
-    model = compress(dense, num_clusters=3, compression=0.4, token_counts="uniform")
+    model = compress(dense, **COMPRESSED)
     model.get_input_embeddings().padding_idx = VOCAB_SIZE - 1
     model.resize_token_embeddings(VOCAB_SIZE - 1)
     assert model.get_input_embeddings().padding_idx is None
 
 
 def test_the_configuration_of_another_model_is_left_alone() -> None:
-    model, other = (compressed(TINY_MODELS["bert"]) for _ in range(2))
+    model, other = (TINY_MODELS["bert"].compressed() for _ in range(2))
     section = model.config.projclust
     other.config.projclust = section
     model.resize_token_embeddings(VOCAB_SIZE + 7)
@@ -173,7 +175,7 @@ def test_the_configuration_of_another_model_is_left_alone() -> None:
 
 @torch.no_grad()
 def test_a_nested_text_model_is_resized_from_the_outside(tmp_path: Path) -> None:
-    model = compress(build_llava(), num_clusters=3, compression=0.4, token_counts="uniform", head=True)
+    model = compress(build_llava(), **COMPRESSED, head=True)
     model.resize_token_embeddings(VOCAB_SIZE + 7)
     model.save_pretrained(tmp_path)
     reloaded = type(model).from_pretrained(tmp_path)
@@ -186,11 +188,11 @@ def test_tokens_added_to_the_tokenizer_are_learned_by_the_trainer(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     """A classifier can tell two new words apart only by their rows; with the bases frozen, no other row moves."""
-    compressed(TINY_MODELS["distilbert"]).save_pretrained(tmp_path / "model")
+    TINY_MODELS["distilbert"].compressed().save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     tokenizer = type(tokenizer).from_pretrained(tmp_path / "model")
     tokenizer.add_tokens(["splendid", "dreadful"])
-    model = type(compressed(TINY_MODELS["distilbert"])).from_pretrained(tmp_path / "model")
+    model = type(TINY_MODELS["distilbert"].compressed()).from_pretrained(tmp_path / "model")
     model.resize_token_embeddings(len(tokenizer))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.endswith("bases"))
@@ -223,8 +225,8 @@ def test_tokens_added_to_the_tokenizer_are_learned_by_the_trainer(
     ],
 )
 def test_sizes_that_are_none_are_refused(given: dict, message: str) -> None:
-    model = compressed(TINY_MODELS["bert"])
-    before = compressed(TINY_MODELS["bert"])
+    model = TINY_MODELS["bert"].compressed()
+    before = TINY_MODELS["bert"].compressed()
     with pytest.raises(ValueError, match=message):
         model.resize_token_embeddings(**given)
     assert equal_state_dicts(model, before)
