@@ -249,8 +249,6 @@ def projclust_config_class(native_class: type[PreTrainedConfig]) -> type[ProjClu
     Returns:
         Its subclass, ``ProjClustBertConfig``: the same object for the same argument.
     """
-    # Transformers 5.7 takes along, of a local folder, only what this file imports itself.
-    from .embedding_projclust import FactoredTable  # noqa: F401
     from .modeling_projclust import register_auto_classes
 
     if native_class not in _MADE_CLASSES:

@@ -124,7 +124,8 @@ def test_checkpoint_conversions_hold_as_in_the_native_class(tmp_path: Path) -> N
 
 def test_conversions_that_are_keyed_by_class_are_found_under_the_made_class() -> None:
     by_class = [name for name in _conversions() if isinstance(getattr(transformers, name, None), type)]
-    for name in by_class:  # transformers 5.6 has none, 5.23 has some
+    assert by_class
+    for name in by_class:
         made = getattr(modeling_projclust, f"ProjClust{name}")
         found = get_checkpoint_conversion_mapping(made.__name__)
         assert [repr(entry) for entry in found] == [repr(entry) for entry in get_checkpoint_conversion_mapping(name)]
