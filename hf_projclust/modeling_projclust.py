@@ -331,9 +331,10 @@ def _text_part(config: Any, config_class: Any) -> Any:
 
 def _factor_vocabulary(model: Any) -> None:
     layouts = model.config.factor_layouts
-    if model.config.has_untied_head:
-        _untie_head(model)
     groups = vocabulary_modules(model)
+    if model.config.has_untied_head and model.get_output_embeddings() in groups["embedding"]:
+        _untie_head(model)
+        groups = vocabulary_modules(model)
     if "head" in layouts and model.get_output_embeddings() is not None and not groups["head"]:
         raise ProjClustCheckpointError(
             f"the configuration of {type(model).__name__} ties its head to the vocabulary table, and describes a "
@@ -374,7 +375,7 @@ def _factor_vocabulary(model: Any) -> None:
 
 
 def _untie_head(model: Any) -> None:
-    """Take the weight of the head out of the tie tables, which the native configuration may fill nevertheless."""
+    """Take the weight of the head out of the tie tables, which the native configuration fills nevertheless."""
     head = model.get_output_embeddings()
     for submodel in [module for module in model.modules() if isinstance(module, PreTrainedModel)]:
         ties = submodel.get_expanded_tied_weights_keys(all_submodels=False)
@@ -384,7 +385,7 @@ def _untie_head(model: Any) -> None:
 
 
 def _is_weight_of(model: Any, key: str, module: Any) -> bool:
-    return key.endswith(".weight") and module is not None and _owner(model, key) is module
+    return key.endswith(".weight") and _owner(model, key) is module
 
 
 def _padded(size: int, multiple: int | None) -> int:
