@@ -379,8 +379,8 @@ _WRITING_OPERATORS = {"__set__", "__setitem__", *(f"__i{name}__" for name in _OP
 
 _WEIGHT_IS_READ_ONLY = (
     "the dense weight of a factored table was to be changed, or made a parameter; it is built from the factors at each "
-    "use and can only be read (.clone() gives a dense tensor). Give the module's set_rows(token_ids, vectors) the rows of "
-    "tokens that were added, or change the parameters `coefficients` and `bases`, or get a dense model with "
+    "use and can only be read (.clone() gives a dense tensor). Give the module's set_rows(token_ids, vectors) the rows "
+    "of tokens that were added, or change the parameters `coefficients` and `bases`, or get a dense model with "
     "hf_projclust.decompress(model) first; an adapter of the table can be loaded on that one and merged there, if it "
     "was saved with save_embedding_layers=False."
 )
