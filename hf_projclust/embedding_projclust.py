@@ -220,7 +220,12 @@ class ProjClustEmbedding(FactoredTable, nn.Embedding):
             if size:
                 local_rows = stored_rows - first_row
                 inside = ((local_rows >= 0) & (local_rows < size)).unsqueeze(-1)  # (m, 1)
-                candidates = coefficients.index_select(0, local_rows.clamp(0, size - 1))
+                # A look-up in one number is more than inductor can turn into threaded code; one row needs none.
+                candidates = (
+                    coefficients.expand(local_rows.shape[0], -1)
+                    if size == 1
+                    else coefficients.index_select(0, local_rows.clamp(0, size - 1))
+                )
                 total = torch.where(inside, _reconstruct(candidates, basis), total)
             first_row += size
         return total
