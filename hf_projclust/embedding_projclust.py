@@ -117,23 +117,35 @@ class FactoredTable(nn.Module):
             vectors: Their vectors, shape (m, d).
 
         Raises:
-            ValueError: If one of the tokens is in a cluster of a smaller rank, which cannot hold every vector.
+            ValueError: If one of the tokens is in a cluster of a smaller rank, which cannot hold every vector, or there
+                is no such token, or not one vector for each.
         """
         layout, device = self.layout, self.rows.device
-        stored = self.rows[torch.as_tensor(token_ids, device=device)].long()
+        token_ids, vectors = torch.as_tensor(token_ids, device=device), torch.as_tensor(vectors)
+        if vectors.shape != (*token_ids.shape, layout.dim) or token_ids.dim() != 1:
+            raise ValueError(
+                f"token_ids have shape {tuple(token_ids.shape)} and vectors {tuple(vectors.shape)}; expected (m,) and "
+                f"(m, {layout.dim}). Give one vector for each token."
+            )
+        if len(missing := token_ids[(token_ids < 0) | (token_ids >= layout.num_embeddings)]):
+            raise ValueError(
+                f"there is no token {int(missing[0])}; expected 0 to {layout.num_embeddings - 1}. Call "
+                "resize_token_embeddings() first."
+            )
+        stored = self.rows[token_ids].long()
         row_ends = torch.tensor(layout.cluster_sizes, device=device).cumsum(0)
         clusters = torch.searchsorted(row_ends, stored, right=True)
         ranks = torch.tensor(layout.cluster_ranks, device=device)[clusters]
         if len(bad := (ranks < layout.dim).nonzero().flatten()):
             raise ValueError(
-                f"token {int(torch.as_tensor(token_ids)[bad[0]])} is in a cluster of rank {int(ranks[bad[0]])}, of "
+                f"token {int(token_ids[bad[0]])} is in a cluster of rank {int(ranks[bad[0]])}, of "
                 f"{layout.dim}; expected tokens that resize_token_embeddings() added, whose rows are stored as they "
                 "are. Set rows of other tokens in the dense model, hf_projclust.decompress(model), and compress that."
             )
         ends = torch.tensor(layout.coefficient_counts, device=device).cumsum(0)[clusters]
         first = ends - (row_ends[clusters] - stored) * layout.dim  # from the end of its cluster
         places = first.unsqueeze(1) + torch.arange(layout.dim, device=device)  # (m, d)
-        self.coefficients[places] = torch.as_tensor(vectors).to(self.coefficients)
+        self.coefficients[places] = vectors.to(self.coefficients)
 
     def dense_weight(self) -> Tensor:
         """Build the dense table, shape (n, d), differentiably."""

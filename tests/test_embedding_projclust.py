@@ -326,6 +326,26 @@ def test_rows_of_tokens_that_were_added_are_set_and_no_others() -> None:
     assert torch.equal(table.dense_weight(), after)
 
 
+@pytest.mark.parametrize(
+    ("token_ids", "shape", "message"),
+    [
+        ([11, 12], (1, DIM), r"shape \(2,\) and vectors \(1, 6\); expected \(m,\) and \(m, 6\). Give one vector"),
+        ([11], (1, DIM - 1), r"vectors \(1, 5\); expected"),
+        ([11], (DIM,), r"vectors \(6,\); expected"),
+        (11, (DIM,), r"shape \(\) and vectors"),
+        ([14], (1, DIM), "no token 14; expected 0 to 13. Call resize_token_embeddings"),
+        ([-1], (1, DIM), "no token -1; expected 0 to 13"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(token_ids, shape: tuple[int, ...], message: str) -> None:
+    table = embedding(LAYOUTS["mixed ranks"])
+    table.resize(14, torch.zeros(3, DIM))
+    before = table.coefficients.detach().clone()
+    with pytest.raises(ValueError, match=message):
+        table.set_rows(token_ids, torch.ones(shape))
+    assert torch.equal(table.coefficients, before)
+
+
 def test_transformers_initialisers_pass_over_weight() -> None:
     from transformers import initialization as init
 
