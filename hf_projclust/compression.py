@@ -28,6 +28,7 @@ from .modeling_projclust import (
     projclust_model_class,
 )
 from .options import FactoringOptions, Preset, TokenCounts
+from .provenance import check_base_model, provenance
 from .resources import Resources
 from .solvers import Table
 from .token_counts import check_tokenizer
@@ -57,6 +58,7 @@ def compress(
     device: str | torch.device | None = None,
     memory_limit: int | str | None = None,
     checkpoint: str | Path | None = None,
+    base_model: str | None = None,
 ) -> Any:
     """Factor the vocabulary table of a model by projective clustering.
 
@@ -107,6 +109,8 @@ def compress(
             read in blocks.
         checkpoint: Folder in which the clustering is saved after each round; a run that was interrupted goes on from
             it. It is kept when the run is done: delete it then.
+        base_model: Id on the Hub of the model that a folder, or a model in memory, is a copy of, for the model card; of
+            what was loaded from the Hub it is known.
 
     Returns:
         A ``PreTrainedModel`` of the compressed counterpart of the input's class, such as ``ProjClustBertModel``.
@@ -136,6 +140,7 @@ def compress(
         tolerance=tolerance,
     )
     resources = Resources(device=device, memory_limit=memory_limit, checkpoint=checkpoint)
+    check_base_model(base_model)
     choose = partial(tables_to_factor, embedding=embedding, head=head)
     tables: Mapping[str, Table] = {}
     if memory_limit is not None and isinstance(model_or_path, str | Path):
@@ -173,6 +178,12 @@ def compress(
         "format_version": FORMAT_VERSION,
         **{name: found.layout.to_dict() for name, found in factors.items()},
         "solver": {name: found.record for name, found in factors.items()},
+        "provenance": provenance(
+            type(model).__name__,
+            model.name_or_path,
+            base_model=base_model,
+            loaded_here=not isinstance(model_or_path, PreTrainedModel),
+        ),
     }
     if dense_tables(model)["head"]:
         config.projclust["tied_head"] = False  # some native configurations say otherwise

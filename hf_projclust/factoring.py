@@ -99,7 +99,7 @@ def factor_table(
             f"{layout.num_parameters:,}",
             f"{num_tokens * dim:,}",
         )
-    return Factors(layout, tensors, {**options.record(), "num_clusters": layout.num_clusters, **errors})
+    return Factors(layout, tensors, {**options.record(), **errors})
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ removes what it has written; one that is killed leaves at most a hidden folder, 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import uuid
@@ -139,15 +140,53 @@ def copy_companions(source: str | Path, destination: Path) -> None:
     else:
         folders = [f"{pattern}/*" for pattern in _COMPANION_FOLDERS]
         folder = Path(snapshot_download(str(source), allow_patterns=[*_COMPANION_FILES, *folders]))
-    for path in sorted(folder.iterdir()):
+    for path in companions(folder):
         target = destination / path.name
         if target.exists():
             continue
-        if path.is_dir() and _matches(path, _COMPANION_FOLDERS):
+        if path.is_dir():
             shutil.copytree(path, target)
-        elif path.is_file() and _matches(path, _COMPANION_FILES) and not _matches(path, _NOT_COMPANIONS):
+        else:
             shutil.copyfile(path, target)
 
 
-def _matches(path: Path, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch(path.name, pattern) for pattern in patterns)
+def companions(folder: Path) -> list[Path]:
+    """Files and folders that go along with the model in a folder: as ``copy_companions`` copies them.
+
+    Args:
+        folder: Folder of a model.
+
+    Returns:
+        Their paths, sorted.
+
+    Raises:
+        ValueError: If the list of the modules of sentence-transformers cannot be read.
+    """
+    folders = {"additional_chat_templates", *_module_folders(folder / "modules.json")}
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if (path.is_dir() and path.name in folders) or (path.is_file() and _is_companion(path.name))
+    ]
+
+
+def _module_folders(modules: Path) -> list[str]:
+    """Names of the folders in which sentence-transformers keeps its modules."""
+    if not modules.is_file():
+        return []
+    try:
+        paths = [module["path"] for module in json.loads(modules.read_text(encoding="utf-8"))]
+        return [Path(path).parts[0] for path in paths if path]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{str(modules)!r} cannot be read ({type(error).__name__}: {error}); expected the list of modules that "
+            "sentence-transformers writes. Fetch or save the folder again."
+        ) from error
+
+
+def _is_companion(name: str) -> bool:
+    return not name.startswith(".") and _matches(name, _COMPANION_FILES) and not _matches(name, _NOT_COMPANIONS)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)

@@ -7,17 +7,19 @@ head, if the configuration says so, by factors of its own.
 
 What of Transformers' models is overridden or set here: ``post_init``, ``get_submodule``, ``tie_weights``,
 ``initialize_weights``, ``state_dict``, ``save_pretrained``, ``_adjust_missing_and_unexpected_keys``,
-``_resize_token_embeddings``, ``is_custom_code``; ``_tied_weights_keys``, ``all_tied_weights_keys``, ``_tp_plan``,
-``_keys_to_ignore_on_save``, ``_keys_to_ignore_on_load_unexpected``.
+``_resize_token_embeddings``, ``_upload_modified_files``, ``is_custom_code``; ``_tied_weights_keys``,
+``all_tied_weights_keys``, ``_tp_plan``, ``_keys_to_ignore_on_save``, ``_keys_to_ignore_on_load_unexpected``.
 
 This file travels with a checkpoint: it imports torch, transformers and its two siblings only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -64,7 +66,11 @@ class ProjClustModelMixin(_NativeModel):
     """What a made model class adds to its native base."""
 
     native_class: ClassVar[Any]
+    write_card: ClassVar[Any] = (
+        None  # writes the card of a saved folder; hf_projclust sets it, a checkpoint's code has none
+    )
     _tied_rows: dict[str, str]  # buffers of tied modules, each with that of the module whose row order it copies
+    _card_before: bytes | None = None  # the card in a folder that is to be saved and pushed
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         """Build as the native class does; of a composite's configuration a text model takes the text part."""
@@ -76,6 +82,7 @@ class ProjClustModelMixin(_NativeModel):
         """Factor the vocabulary table, then finish as the native class does."""
         _factor_vocabulary(self)
         super().post_init()
+        self.add_model_tags(["projclust"])  # which every way to the Hub puts into the card, that of PEFT's adapters too
         # Tensor-parallel plans split a dense table by rows or columns, which means nothing to its factors.
         factored = set(factored_tables(self))
         self._tp_plan = {name: plan for name, plan in (self.tp_plan or {}).items() if name not in factored}
@@ -135,6 +142,7 @@ class ProjClustModelMixin(_NativeModel):
         save_directory: str | PathLike[str],
         is_main_process: bool = True,
         state_dict: dict[str, Any] | None = None,
+        push_to_hub: bool = False,
         *args: Any,
         standalone: bool | None = None,
         **kwargs: Any,
@@ -147,6 +155,7 @@ class ProjClustModelMixin(_NativeModel):
             save_directory: Folder to save in.
             is_main_process: As in the native class.
             state_dict: As in the native class.
+            push_to_hub: As in the native class.
             *args: As in the native class.
             standalone: Whether to add the code, so that the Auto classes load the folder by ``trust_remote_code=True``
                 where hf_projclust is not installed. By default it is added if the model was loaded from such a folder.
@@ -161,8 +170,28 @@ class ProjClustModelMixin(_NativeModel):
             stored = [name for name in factored_tables(self) if f"{name}.rows" not in self._tied_rows]
             marks = {f"{name}.weight": in_place_of_dense_weight() for name in stored}
             state_dict = (self.state_dict() if state_dict is None else state_dict) | marks
-        with self.config.standalone(standalone):
-            super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+        with self.config.standalone(standalone), self._keeping_card(save_directory, push_to_hub):
+            super().save_pretrained(save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def _keeping_card(self, folder: str | PathLike[str], pushes: bool) -> Iterator[None]:
+        """Within the block know the card of a folder that is saved and pushed, which Transformers overwrites."""
+        card = Path(folder, "README.md")
+        self._card_before = card.read_bytes() if pushes and card.is_file() else None
+        try:
+            yield
+        except BaseException:
+            if self._card_before is not None:
+                card.write_bytes(self._card_before)
+            raise
+        finally:
+            self._card_before = None
+
+    def _upload_modified_files(self, working_dir: str | PathLike[str], repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Upload a saved folder, with the model's card in place of the one that Transformers has just written."""
+        if self.write_card is not None and not getattr(self, "_hf_peft_config_loaded", False):
+            self.write_card(working_dir, repo_id=repo_id, existing=self._card_before)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)

@@ -70,7 +70,11 @@ def read_config(folder: str | Path) -> Any:
     for name, layout in config.factor_layouts.items():
         record = records.get(name) if isinstance(records, dict) else None
         # Fewer where tokens were added since, in a cluster of their own.
-        if not isinstance(record, dict) or not 0 < len(record.get("energy_kept", ())) <= layout.num_clusters:
+        if (
+            not isinstance(record, dict)
+            or not {"preset", "relative_squared_error", "energy_kept"} <= record.keys()
+            or not 0 < len(record["energy_kept"]) <= layout.num_clusters
+        ):
             raise ProjClustCheckpointError(
                 f"{str(folder)!r} has solver={records!r} in its config.json; expected under {name!r} the record of "
                 "how it was compressed, with the energy that each cluster kept. The file is damaged: fetch or save "
@@ -129,3 +133,8 @@ def measure(folder: str | Path) -> tuple[Sizes, Sizes]:
         model_memory_bytes=compressed.model_memory_bytes - memory_bytes + numbers * item_bytes,
     )
     return dense, compressed
+
+
+def megabytes(size_bytes: int) -> str:
+    """A size as people read it, such as "72.2 MB", of 1,000,000 bytes."""
+    return f"{size_bytes / 1e6:,.1f} MB"

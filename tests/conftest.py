@@ -1,15 +1,23 @@
-"""Tiny real models from configurations, a tiny real tokenizer, and what several test files need."""
+"""Tiny real models from configurations, a tiny real tokenizer, and what several test files need, a Hub among it."""
 
+from loopback_hub.session import HUB  # before anything imports huggingface_hub, which then reads where the Hub is
+
+# isort: split
 import copy
+import inspect
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard, constants
+from loopback_hub import LoopbackHub
 from tiny_tokenizers import BUILDERS, SPECIAL, build_wordpiece, wrap
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -35,8 +43,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 from transformers.utils import logging
+from typer.testing import CliRunner
 
-from hf_projclust import compress
+from hf_projclust import cli, compress
 from hf_projclust.demo import DemoRow, run_demo
 
 VOCAB_SIZE = 97  # prime, so that no cluster size divides it
@@ -192,6 +201,32 @@ def demonstration(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[
     return folder, {row.name: row for row in run_demo(folder)}
 
 
+with_validation = pytest.mark.skipif(
+    "huggingface.co" in inspect.getsource(ModelCard.validate),
+    reason="this huggingface_hub has cards checked by the real Hub, wherever it is told to",
+)
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    """The Hub of this session, empty, with an empty cache beside it and alice of org as its user."""
+    HUB.start()
+    HUB.clear()
+    HUB.users["hf_alice"] = "alice"
+    HUB.organisations["org"] = {"alice"}
+    shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
+    yield HUB
+    HUB.start()
+    HUB.clear()
+
+
+@pytest.fixture
+def signed_in(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """The Hub, to which this process sends alice's token without being told to."""
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    return hub
+
+
 @pytest.fixture
 def upstream_log(caplog: pytest.LogCaptureFixture) -> Any:
     """Warnings that Transformers logs, which it keeps from other handlers unless told otherwise."""
@@ -212,6 +247,13 @@ def equal_state_dicts(left: torch.nn.Module, right: torch.nn.Module) -> bool:
 def write_lines(path: Path, *lines: str) -> str:
     path.write_text("\n".join(lines), encoding="utf-8")
     return str(path)
+
+
+def run_cli(*arguments: object, code: int = 0) -> str:
+    """Run hf-projclust in this process and give what it prints."""
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
 
 
 def run_python(code: str, *args: str) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_MODELS, VOCAB_SIZE, equal_state_dicts, factor_names
+import typer
+from conftest import TINY_MODELS, VOCAB_SIZE, equal_state_dicts, factor_names, run_cli
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
 from typer.testing import CliRunner
@@ -35,14 +36,8 @@ def base(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def run(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result.output
-
-
 def test_compress_writes_what_the_function_returns_with_the_tokenizer(base: Path, tmp_path: Path) -> None:
-    run("compress", base, "--output", tmp_path / "out", "--num-clusters", 3, "--compression", 0.4, "--seed", 2)
+    run_cli("compress", base, "--output", tmp_path / "out", "--num-clusters", 3, "--compression", 0.4, "--seed", 2)
     expected = compress(base, num_clusters=3, compression=0.4, seed=2)
     assert equal_state_dicts(AutoModelForMaskedLM.from_pretrained(tmp_path / "out"), expected)
     tokens = [AutoTokenizer.from_pretrained(path)("good film")["input_ids"] for path in (base, tmp_path / "out")]
@@ -50,8 +45,8 @@ def test_compress_writes_what_the_function_returns_with_the_tokenizer(base: Path
 
 
 def test_info_prints_clusters_and_sizes(base: Path, tmp_path: Path) -> None:
-    run("compress", base, "--output", tmp_path / "out", "--num-clusters", 3, "--rank", 4)
-    output = run("info", tmp_path / "out")
+    run_cli("compress", base, "--output", tmp_path / "out", "--num-clusters", 3, "--rank", 4)
+    output = run_cli("info", tmp_path / "out")
     solver = json.loads((tmp_path / "out/config.json").read_text())["projclust"]
     for size, kept in zip(
         solver["embedding"]["cluster_sizes"], solver["solver"]["embedding"]["energy_kept"], strict=True
@@ -86,8 +81,8 @@ def test_sizes_are_those_of_the_files_and_of_the_loaded_models(name: str, shard_
 
 
 def test_decompress_writes_a_native_model_with_equal_outputs(base: Path, tmp_path: Path) -> None:
-    run("compress", base, "--output", tmp_path / "out", "--num-clusters", 3, "--rank", 4)
-    run("decompress", tmp_path / "out", "--output", tmp_path / "dense")
+    run_cli("compress", base, "--output", tmp_path / "out", "--num-clusters", 3, "--rank", 4)
+    run_cli("decompress", tmp_path / "out", "--output", tmp_path / "dense")
     assert json.loads((tmp_path / "dense/config.json").read_text())["model_type"] == "bert"
     dense, compressed = (AutoModelForMaskedLM.from_pretrained(tmp_path / name) for name in ("dense", "out"))
     assert type(dense) is BertForMaskedLM
@@ -95,12 +90,13 @@ def test_decompress_writes_a_native_model_with_equal_outputs(base: Path, tmp_pat
     torch.testing.assert_close(dense(**inputs).logits, compressed(**inputs).logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("signed_in")
 def test_examples_in_help_run_word_for_word(base: Path, tmp_path: Path) -> None:
-    for command in ("compress", "info", "decompress"):
-        help_text = " ".join(run(command, "--help").split())
+    for command in ("compress", "info", "push", "decompress"):
+        help_text = " ".join(run_cli(command, "--help").split())
         example = re.search(r"Example: (hf-projclust .*?)(?:$| ╭)", help_text)
         assert example, help_text
-        run(*shlex.split(example[1])[1:])
+        run_cli(*shlex.split(example[1])[1:])
     assert type(AutoModel.from_pretrained(tmp_path / "distilbert-dense")).__name__ == "BertModel"
 
 
@@ -112,9 +108,28 @@ def test_options_of_compress_are_those_of_the_function() -> None:
     assert {name: p.default for name, p in command.items() if name not in of_output} == options
 
 
+@pytest.mark.parametrize(
+    ("arguments", "rates"),
+    [
+        (["MODEL", "--compression", "0.4", "--output", "out"], [0.4]),
+        (["MODEL", "--compression", "0.4", "0.6", ".8", "--output", "out"], [0.4, 0.6, 0.8]),
+        (["--compression", "0.4", "0.6", "MODEL", "--output", "out"], [0.4, 0.6]),
+        (["MODEL", "--output", "out", "--compression=4e-1", "0.6", "--seed", "7"], [0.4, 0.6]),
+        (["MODEL", "--compression", "0.4", "--compression", "0.6", "--output", "out"], [0.4, 0.6]),
+        (["0.6", "--compression", "0.4", "--output", "out"], [0.4]),  # a folder of such a name comes first
+    ],
+)
+def test_compression_takes_one_number_or_several(arguments: list[str], rates: list[float]) -> None:
+    command = typer.main.get_command(cli.app).commands["compress"]
+    context = command.make_context("compress", list(arguments))
+    assert context.params["compression"] == rates
+    assert context.params["model"] in ("MODEL", "0.6")
+    assert str(context.params["output"]) == "out"
+
+
 def test_help_lists_every_command() -> None:
-    output = run("--help")
-    assert all(name in output for name in ("compress", "info", "decompress", "demo", "benchmark"))
+    output = run_cli("--help")
+    assert all(name in output for name in ("compress", "push", "info", "decompress", "demo", "benchmark"))
 
 
 BAD = [
@@ -164,7 +179,7 @@ def test_mistakes_get_one_message_and_nothing_is_written(
     (tmp_path / "full/file").write_text("x")
     places = {"BASE": base, "OUT": tmp_path / "out", "INSIDE": tmp_path / "out/inside", "FULL": tmp_path / "full"}
     before = sorted(tmp_path.rglob("*"))
-    output = run(*[places.get(argument, argument) for argument in arguments], code=1)
+    output = run_cli(*[places.get(argument, argument) for argument in arguments], code=1)
     assert output.count("Error:") == 1
     assert message in output
     assert "Traceback" not in output
@@ -186,9 +201,9 @@ def test_mistakes_get_one_message_and_nothing_is_written(
     ],
 )
 def test_info_of_a_damaged_folder_gets_one_message(base: Path, tmp_path: Path, damage, message: str) -> None:
-    run("compress", base, "--output", tmp_path / "out", "--rank", 4)
+    run_cli("compress", base, "--output", tmp_path / "out", "--rank", 4)
     damage(tmp_path / "out")
-    output = run("info", tmp_path / "out", code=1)
+    output = run_cli("info", tmp_path / "out", code=1)
     assert output.count("Error:") == 1
     assert message in output
 
@@ -196,7 +211,7 @@ def test_info_of_a_damaged_folder_gets_one_message(base: Path, tmp_path: Path, d
 def test_weights_that_are_cut_get_one_message(base: Path, tmp_path: Path) -> None:
     weights = base / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    output = run("compress", base, "--output", tmp_path / "out", "--rank", 4, code=1)
+    output = run_cli("compress", base, "--output", tmp_path / "out", "--rank", 4, code=1)
     assert "could not be loaded; expected a folder" in output
     assert not (tmp_path / "out").exists()
 
@@ -213,7 +228,7 @@ def test_weights_that_are_cut_get_one_message(base: Path, tmp_path: Path) -> Non
 )
 def test_failures_of_the_machine_get_one_message(base: Path, tmp_path: Path, fail, message: str, monkeypatch) -> None:
     monkeypatch.setattr("hf_projclust.factoring.cluster", lambda *_, **__: fail())
-    output = run("compress", base, "--output", tmp_path / "out", "--rank", 4, code=1)
+    output = run_cli("compress", base, "--output", tmp_path / "out", "--rank", 4, code=1)
     assert output.count("Error:") == 1
     assert message in output
     assert not (tmp_path / "out").exists()
@@ -229,7 +244,7 @@ def test_what_may_be_a_bug_keeps_its_traceback(base: Path, tmp_path: Path, monke
 def test_force_replaces_and_keeps_nothing_of_the_old(base: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old").write_text("x")
-    run("compress", base, "--output", tmp_path / "out", "--rank", 4, "--force")
+    run_cli("compress", base, "--output", tmp_path / "out", "--rank", 4, "--force")
     assert not (tmp_path / "out/old").exists()
     assert (tmp_path / "out/model.safetensors").exists()
 
@@ -240,15 +255,15 @@ def test_an_interrupt_while_saving_leaves_no_output(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_projclust.folders.copy_companions", interrupted)  # after the weights were written
-    run("compress", base, "--output", tmp_path / "out", "--rank", 4, code=130)
+    monkeypatch.setattr("hf_projclust.saving.copy_companions", interrupted)  # after the weights were written
+    run_cli("compress", base, "--output", tmp_path / "out", "--rank", 4, code=130)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["distilbert"]
 
 
 def test_info_says_how_tokens_were_counted(base: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("good film\nbad film\n")
     counted = ["--token-counts", "tokenizer", "--token-counts", f"2*{tmp_path / 'corpus.txt'}"]
-    output = run("compress", base, "--output", tmp_path / "out", "--compression", 0.4, *counted)
+    output = run_cli("compress", base, "--output", tmp_path / "out", "--compression", 0.4, *counted)
     assert "Token counts: ['tokenizer', '2*corpus.txt']" in output
     assert str(tmp_path) not in (tmp_path / "out/config.json").read_text()
     expected = compress(base, compression=0.4, token_counts=["tokenizer", f"2*{tmp_path / 'corpus.txt'}"])
@@ -256,11 +271,11 @@ def test_info_says_how_tokens_were_counted(base: Path, tmp_path: Path) -> None:
 
 
 def test_info_reads_a_record_without_token_counts_as_uniform(base: Path, tmp_path: Path) -> None:
-    run("compress", base, "--output", tmp_path / "out", "--rank", 4)
+    run_cli("compress", base, "--output", tmp_path / "out", "--rank", 4)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["projclust"]["solver"]["embedding"].pop("token_counts") == "tokenizer"
     (tmp_path / "out/config.json").write_text(json.dumps(config))
-    assert "Token counts: uniform" in run("info", tmp_path / "out")
+    assert "Token counts: uniform" in run_cli("info", tmp_path / "out")
 
 
 INTERRUPTED = """
@@ -285,13 +300,22 @@ def test_an_interrupted_command_goes_on_from_its_checkpoint(base: Path, tmp_path
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["distilbert", "saved"]
-    run(*arguments)
+    run_cli(*arguments)
     expected = compress(base, compression=0.4, num_clusters=4, token_counts="uniform")
     compressed = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(compressed.state_dict()[name], tensor, atol=1e-5, rtol=1e-4)
-    other = run(*arguments[:-2], "--seed", 1, "--checkpoint", "saved", "--force", code=1)
+    other = run_cli(*arguments[:-2], "--seed", 1, "--checkpoint", "saved", "--force", code=1)
     assert "belongs to another run: seed differ" in other
+
+
+def test_each_rate_has_a_checkpoint_of_its_own(base: Path, tmp_path: Path) -> None:
+    arguments = ["--compression", 0.4, 0.6, "--num-clusters", 3, "--token-counts", "uniform"]
+    run_cli("compress", base, *arguments, "--output", "pc", "--checkpoint", "saved")
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["pc-40", "pc-60"]
+    for rate in (40, 60):
+        expected = compress(base, compression=rate / 100, num_clusters=3, token_counts="uniform")
+        assert equal_state_dicts(AutoModelForMaskedLM.from_pretrained(f"pc-{rate}"), expected)
 
 
 def test_two_processes_write_the_model_of_one(base: Path, tmp_path: Path) -> None:
@@ -307,7 +331,7 @@ def test_two_processes_write_the_model_of_one(base: Path, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Relative squared error") == 1
-    run(*arguments, "--memory-limit", "250KB", "--output", "one")
+    run_cli(*arguments, "--memory-limit", "250KB", "--output", "one")
     one, two = (AutoModelForMaskedLM.from_pretrained(tmp_path / name) for name in ("one", "two"))
     assert torch.equal(one.get_input_embeddings().rows, two.get_input_embeddings().rows)
     for name, tensor in one.state_dict().items():
@@ -320,11 +344,11 @@ def test_benchmark_prints_a_line_a_solver_and_writes_the_plot(
     table = torch.randn(120, 16, generator=torch.Generator().manual_seed(0))
     measured = functools.partial(solver_benchmark.benchmark_solvers, table=table, sizes=())
     monkeypatch.setattr(solver_benchmark, "benchmark_solvers", measured)
-    output = run("benchmark", "solvers", "--output", "plot.png", "--num-clusters", 2, "--reference-restarts", 2)
+    output = run_cli("benchmark", "solvers", "--output", "plot.png", "--num-clusters", 2, "--reference-restarts", 2)
     for solver in ("reference, 2", "svd", "messi", "adaptive", "robust"):
         assert solver in output
     assert (tmp_path / "plot.png").stat().st_size > 10_000
-    assert "is there; expected a file to make" in run("benchmark", "solvers", "--output", "plot.png", code=1)
+    assert "is there; expected a file to make" in run_cli("benchmark", "solvers", "--output", "plot.png", code=1)
 
 
 def test_options_of_the_benchmark_are_those_of_the_function() -> None:

@@ -1,5 +1,6 @@
 """Output folders are whole or absent; companions go along, weights and the rest do not."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_projclust.folders import check_apart, check_output, copy_companions, new_folder
+from hf_projclust.folders import check_apart, check_output, companions, copy_companions, new_folder
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -120,16 +121,25 @@ def test_companions_go_along_and_nothing_else(tmp_path: Path) -> None:
         "model.safetensors.index.json",
     ]
     others += ["config.json", "generation_config.json", "README.md", ".git/config", "onnx/model.onnx", "data.csv"]
-    others += ["checkpoint-5/config.json", "trainer_state.json"]
+    others += ["checkpoint-5/config.json", "trainer_state.json", ".hidden.json", "3_runs/a.json"]
     for name in companions + others:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(name)
+    paths = ["", "1_Pooling", "2_Dense"]
+    (source / "modules.json").write_text(json.dumps([{"path": path} for path in paths]))
     target.mkdir()
     (target / "tokenizer.json").write_text("the model's own")
     copy_companions(source, target)
     copied = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
     assert copied == set(companions)
     assert (target / "tokenizer.json").read_text() == "the model's own"
+
+
+@pytest.mark.parametrize("content", ["{", '["a"]', "[{}]", '[{"path": 1}]', "3"])
+def test_a_damaged_list_of_modules_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "modules.json").write_text(content)
+    with pytest.raises(ValueError, match=r"modules.json' cannot be read .* save the folder again"):
+        companions(tmp_path)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])

@@ -1,6 +1,6 @@
 """Plots: how fast the energy of each cluster is used up, what each cluster loses, and how long solvers take.
 
-Needs matplotlib, which the extra ``demo`` installs.
+matplotlib is imported when a plot is drawn, so that nothing else waits for it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ def plot_clusters(table: Tensor, models: Mapping[str, Any], path: Path) -> None:
         table: The dense table that was factored, shape (n, dim).
         models: Compressed models of that table, by the name to show.
         path: Image file to write; its ending chooses the format.
-
-    Raises:
-        ModuleNotFoundError: If matplotlib is missing.
     """
     from matplotlib.figure import Figure
 
@@ -59,6 +56,36 @@ def plot_clusters(table: Tensor, models: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def plot_record(config: Any, path: str | Path) -> None:
+    """Draw the clusters of a compressed model, as its configuration describes them: tokens, ranks, and what is lost.
+
+    Args:
+        config: The configuration of a compressed model.
+        path: Image file to write; its ending chooses the format.
+    """
+    from matplotlib.figure import Figure
+
+    layouts = config.factor_layouts
+    figure = Figure(figsize=(10, 3.6 * len(layouts)), layout="constrained")
+    panels = figure.subplots(len(layouts), 3, squeeze=False)
+    for (name, layout), (sizes, ranks, losses) in zip(layouts.items(), panels, strict=True):
+        numbers = range(1, layout.num_clusters + 1)
+        kept = config.projclust["solver"][name]["energy_kept"]
+        sizes.bar(numbers, layout.cluster_sizes, color="C0")
+        sizes.set(title=f"Tokens ({name})", ylabel="tokens")
+        ranks.bar(numbers, layout.cluster_ranks, color="C1")
+        ranks.axhline(layout.dim, color="black", linestyle="--", linewidth=1, label=f"dense: {layout.dim}")
+        ranks.set(title="Rank", ylabel="coordinates of a token", ylim=(0, 1.2 * layout.dim))
+        ranks.legend(loc="upper right", frameon=False)
+        losses.bar(numbers[: len(kept)], [1 - share for share in kept], color="C2")
+        losses.set(title="Error", ylabel="relative squared error")
+        for panel in (sizes, ranks, losses):
+            panel.set_xlabel("cluster")
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
 def plot_benchmark(rows: Sequence[BenchmarkRow], path: str | Path) -> None:
     """Draw the relative squared error against seconds, a panel for each table and a line for each solver.
 
@@ -68,17 +95,10 @@ def plot_benchmark(rows: Sequence[BenchmarkRow], path: str | Path) -> None:
 
     Raises:
         ValueError: If there are no rows.
-        ModuleNotFoundError: If matplotlib is missing.
     """
     if not rows:
         raise ValueError("no rows to draw; expected those of benchmark_solvers().")
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the package matplotlib is missing; the plot needs the extra 'demo'. "
-            "Install it: pip install 'hf-projclust[demo]'."
-        ) from error
+    from matplotlib.figure import Figure
 
     tables = list(dict.fromkeys((row.table, row.num_rows, row.dim) for row in rows))
     columns = min(3, len(tables))

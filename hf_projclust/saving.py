@@ -1,0 +1,46 @@
+"""A compressed model as a folder: weights, what goes along with its base, how close it comes, and the card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .cards import or_warning, write_card
+from .evaluation.fidelity import measure_fidelity
+from .folders import copy_companions, new_folder
+from .loading import load_model, load_tokenizer
+
+
+def save_compressed(
+    compressed: Any, source: str | Path, output: Path, *, compare: bool, standalone: bool, force: bool
+) -> None:
+    """Write a compressed model to a folder that is whole or absent; then compare, and write the card into the folder.
+
+    The model is safe before the dense one is loaded again beside it, for which the memory may not be enough.
+
+    Args:
+        compressed: What ``compress`` made of the source.
+        source: Folder or Hub id of the dense model.
+        output: The folder to be made.
+        compare: Whether to load the dense model and measure how close the compressed one comes, for the card.
+        standalone: Whether to add the code that loads the model.
+        force: Whether a folder that holds something may be replaced.
+    """
+    with new_folder(output, force=force) as folder:
+        compressed.save_pretrained(folder, standalone=standalone)
+        copy_companions(source, folder)
+    if compare and "embedding" in compressed.config.factor_layouts:
+        with or_warning("how close the outputs come to those of the dense model was not measured"):
+            fidelity = measure_fidelity(load_model(source), compressed, load_tokenizer(source))
+            _note_fidelity(output / "config.json", fidelity)
+    with or_warning("the model card was not written"):
+        write_card(output)
+
+
+def _note_fidelity(path: Path, fidelity: dict[str, Any]) -> None:
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields["projclust"]["fidelity"] = fidelity
+    written = path.with_suffix(".json.partial")
+    written.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    written.replace(path)
