@@ -82,6 +82,17 @@ class Tiny:
         return inputs
 
 
+BASE_CARD = """---
+license: cc-by-4.0
+language: [en, no]
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+datasets: [s2orc]
+---
+
+# Base
+"""
+
 SMALL_SIZES = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": WIDTH,
@@ -228,6 +239,23 @@ def signed_in(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
 
 
 @pytest.fixture
+def base(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dense model in a folder with a card, whose name looks like a Hub id; the current folder is above it."""
+    monkeypatch.chdir(tmp_path)
+    folder = save(TINY_MODELS["bert"].build(), Path("org/base"))
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(BASE_CARD)
+    return folder
+
+
+@pytest.fixture
+def folder(base: Path, tmp_path: Path) -> Path:
+    """The model, compressed by the command line."""
+    run_cli("compress", base, "--compression", 0.4, "--num-clusters", 3, "--base-model", "org/base", "--output", "pc40")
+    return tmp_path / "pc40"
+
+
+@pytest.fixture
 def upstream_log(caplog: pytest.LogCaptureFixture) -> Any:
     """Warnings that Transformers logs, which it keeps from other handlers unless told otherwise."""
     logging.enable_propagation()
@@ -242,6 +270,11 @@ def factor_names(tiny: Tiny) -> list[str]:
 def equal_state_dicts(left: torch.nn.Module, right: torch.nn.Module) -> bool:
     a, b = left.state_dict(), right.state_dict()
     return a.keys() == b.keys() and all(a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]) for key in a)
+
+
+def save(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    return folder
 
 
 def write_lines(path: Path, *lines: str) -> str:

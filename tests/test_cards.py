@@ -1,59 +1,20 @@
-"""The model card: every line of it, where its metadata come from, what is kept, and what is refused."""
+"""The model card: every line of it, the command in it, what is kept of a card that is there, and what is refused."""
 
-import contextlib
-import copy
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_MODELS, run_cli, run_python, with_validation
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from conftest import BASE_CARD, TINY_MODELS, run_cli, run_python, save, with_validation
+from huggingface_hub import ModelCard, ModelCardData
 from loopback_hub import LoopbackHub
 from matplotlib.image import imread
-from transformers import AutoModel, AutoModelForMaskedLM
 
 from hf_projclust import compress
 from hf_projclust.cards import add_comparison, render_card, write_card
-from hf_projclust.evaluation.fidelity import bundled_sentences, measure_fidelity
 from hf_projclust.sizes import measure
-
-BASE_CARD = """---
-license: cc-by-4.0
-language: [en, no]
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-datasets: [s2orc]
----
-
-# Base
-"""
-
-
-def save(model: Any, folder: Path) -> Path:
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def base(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A dense model in a folder with a card, whose name looks like a Hub id; the current folder is above it."""
-    monkeypatch.chdir(tmp_path)
-    folder = save(TINY_MODELS["bert"].build(), Path("org/base"))
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(BASE_CARD)
-    return folder
-
-
-@pytest.fixture
-def folder(base: Path, tmp_path: Path) -> Path:
-    """The model, compressed by the command line."""
-    run_cli("compress", base, "--compression", 0.4, "--num-clusters", 3, "--base-model", "org/base", "--output", "pc40")
-    return tmp_path / "pc40"
-
 
 NUMBER = r"\d[\d,]*(?:\.\d+)?"
 SIZE = rf"{NUMBER} MB"
@@ -332,145 +293,6 @@ def test_a_processor_a_quantised_rest_and_modules_change_the_code(folder: Path) 
     assert "Model in float32" not in text
 
 
-def test_the_fidelity_is_the_mean_cosine_of_mean_hidden_states(base: Path, folder: Path, tokenizer: Any) -> None:
-    tokenizer = copy.deepcopy(tokenizer)  # to which the truncation sticks
-    bodies = [AutoModel.from_pretrained(path).eval() for path in (base, folder)]
-    cosines = []
-    for sentence in bundled_sentences():
-        inputs = tokenizer(sentence, truncation=True, return_tensors="pt")
-        with torch.no_grad():
-            one, two = (body(**inputs).last_hidden_state[0].mean(dim=0) for body in bodies)
-        cosines.append(float(one @ two / (one.norm() * two.norm())))
-    noted = json.loads((folder / "config.json").read_text())["projclust"]["fidelity"]
-    assert noted["mean_cosine"] == pytest.approx(sum(cosines) / 50, abs=1e-5)
-    assert noted["mean_cosine"] < 0.99
-
-
-@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bart", "distilbert"])
-def test_the_fidelity_of_a_model_to_itself_is_one_whatever_its_kind(name: str, tokenizer: Any) -> None:
-    tokenizer = copy.deepcopy(tokenizer)
-    model = TINY_MODELS[name].build()
-    assert measure_fidelity(model, model, tokenizer)["mean_cosine"] == pytest.approx(1, abs=1e-6)
-    other = TINY_MODELS[name].compressed(compression=0.8)
-    assert 0 < measure_fidelity(model, other, tokenizer)["mean_cosine"] < 0.999
-
-
-def test_a_name_of_ones_own_in_the_model_index_stays(folder: Path) -> None:
-    card = ModelCard.load(folder / "README.md")
-    card.data.model_name = "Our model"
-    card.save(folder / "README.md")
-    write_card(folder)
-    assert ModelCard.load(folder / "README.md").data.model_name == "Our model"
-
-
-def test_a_card_that_says_it_was_trained_claims_no_fidelity(folder: Path) -> None:
-    text = (folder / "README.md").read_text()
-    (folder / "README.md").write_text(text.replace("- projclust\n", "- projclust\n- generated_from_trainer\n"))
-    write_card(folder)
-    assert ModelCard.load(folder / "README.md").data.eval_results is None
-
-
-def test_a_base_without_a_card_has_an_unknown_licence_that_is_seen(base: Path) -> None:
-    (base / "README.md").unlink()
-    run_cli("compress", base, "--rank", 4, "--output", "out")
-    card = ModelCard.load("out/README.md")
-    assert (card.data.license, card.data.license_name, card.data.language) == ("other", "unknown", None)
-    assert "## Licence\n\n**Unknown.**" in card.text
-
-
-def test_a_licence_of_its_own_name_is_carried_over(base: Path) -> None:
-    terms = {"license": "other", "license_name": "llama3", "license_link": "https://llama.example/license"}
-    (base / "README.md").write_text(f"---\n{json.dumps(terms)}\n---\n")
-    run_cli("compress", base, "--rank", 4, "--output", "out")
-    card = ModelCard.load("out/README.md")
-    assert {name: getattr(card.data, name) for name in terms} == terms
-    assert "That of the base model: llama3 (https://llama.example/license)." in card.text
-
-
-def test_a_licence_that_is_stated_in_the_card_replaces_the_unknown_one(base: Path) -> None:
-    (base / "README.md").unlink()
-    run_cli("compress", base, "--rank", 4, "--output", "out")
-    card = ModelCard.load("out/README.md")
-    card.data.license, card.data.license_name = "mit", None
-    card.save("out/README.md")
-    write_card("out")
-    card = ModelCard.load("out/README.md")
-    assert (card.data.license, card.data.license_name) == ("mit", None)
-    assert "As the publisher states it: mit." in card.text
-
-
-def test_the_own_terms_of_the_base_are_not_mixed_with_a_licence_that_is_stated(base: Path) -> None:
-    (base / "README.md").write_text("---\nlicense: other\nlicense_name: llama3\nlicense_link: https://a.b\n---\n")
-    run_cli("compress", base, "--rank", 4, "--output", "out")
-    Path("out/README.md").write_text(
-        "---\nlicense: mit\nlanguage: fr\nlibrary_name: keras\nmodel-index: []\n---\n# Mine\n"
-    )
-    write_card("out")
-    card = ModelCard.load("out/README.md")
-    assert (card.data.license, card.data.license_name, card.data.license_link) == ("mit", None, None)
-    assert (card.data.language, card.data.library_name) == (["fr"], "keras")
-
-
-@pytest.mark.parametrize("broken", ["---\nlicense: [\n---\n", "---\n- a list\n---\n", "---\nlicense: 3\n---\n"])
-def test_a_damaged_card_of_the_base_is_as_none(base: Path, broken: str) -> None:
-    (base / "README.md").write_text(broken)
-    run_cli("compress", base, "--rank", 4, "--output", "out")
-    assert ModelCard.load("out/README.md").data.license_name == "unknown"
-
-
-@pytest.mark.parametrize(
-    ("edit", "licence", "text"),
-    [
-        ({"license": "mit"}, ("mit", None), "As the publisher states it: mit."),  # its unknown name left beside it
-        ({"license": None}, ("other", "unknown"), "**Unknown.**"),
-        ({"license_name": "mine"}, ("other", "mine"), "As the publisher states it: mine."),
-        ({"license_link": "https://a.b/c"}, ("other", "unknown"), "**Unknown.**"),
-        (
-            {"license": ["mit", "apache-2.0"]},
-            (["mit", "apache-2.0"], None),
-            "As the publisher states it: mit, apache-2.0.",
-        ),
-    ],
-)
-def test_what_is_stated_of_the_licence_holds(
-    base: Path, edit: dict[str, Any], licence: tuple[Any, str | None], text: str
-) -> None:
-    (base / "README.md").unlink()
-    run_cli("compress", base, "--rank", 4, "--output", "out")
-    card = ModelCard.load("out/README.md")
-    for name, value in edit.items():
-        card.data[name] = value
-    card.save("out/README.md")
-    for _ in range(2):
-        write_card("out")
-        card = ModelCard.load("out/README.md")
-        assert (card.data.license, card.data.license_name) == licence
-        assert f"## Licence\n\n{text}" in card.text
-
-
-@pytest.mark.parametrize(
-    ("metadata", "expected"),
-    [
-        ("license: Apache-2.0\nlanguage: english", {"license": "apache-2.0", "language": None}),
-        ("license: mit\nlanguage: no", {"license": "mit", "language": ["no"]}),
-        ("license: mit\nlibrary_name: keras\n1: a", {"license": "other", "library_name": "transformers"}),
-        ("license: mit\nlibrary_name: keras", {"license": "mit", "library_name": "transformers"}),
-        ("license: mit\nself: a", {"license": "other"}),
-    ],
-)
-def test_odd_metadata_of_the_base_do_no_harm(base: Path, metadata: str, expected: dict[str, Any]) -> None:
-    (base / "README.md").write_text(f"---\n{metadata}\n---\n")
-    write_card(save(compress(base, rank=4, token_counts="uniform"), Path("out")))
-    card = ModelCard.load("out/README.md")
-    assert {name: getattr(card.data, name) for name in expected} == expected
-
-
-def test_norwegian_that_a_person_states_stays_norwegian(folder: Path) -> None:
-    (folder / "README.md").write_text("---\nlanguage: no\n---\n# Min\n")
-    write_card(folder)
-    assert ModelCard.load(folder / "README.md").data.language == ["no"]
-
-
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -502,44 +324,6 @@ def test_a_name_with_quotes_and_bars_breaks_nothing(base: Path, tmp_path: Path) 
     assert '| my "a\\|b" é-40 | ' in text
     write_card(tmp_path / 'my "a|b" é-40')
     assert (tmp_path / 'my "a|b" é-40/README.md').read_text() == text
-
-
-def test_a_local_path_is_never_the_base_model(base: Path, tmp_path: Path) -> None:
-    for number, path in enumerate((base, tmp_path / base, f"./{base}")):
-        run_cli("compress", path, "--rank", 4, "--output", f"out{number}")
-        text = Path(f"out{number}/README.md").read_text()
-        assert ModelCard(text).data.base_model is None
-        assert str(tmp_path) not in text
-        assert "org/base" not in text + Path(f"out{number}/config.json").read_text()
-
-
-def test_a_folder_that_is_gone_is_no_base_model_either(base: Path) -> None:
-    model = compress(base, rank=4)
-    again = type(TINY_MODELS["bert"].build()).from_pretrained(base)
-    base.rename("elsewhere")
-    assert "base_model" not in compress(again, rank=4, token_counts="uniform").config.projclust["provenance"]
-    assert "base_model" not in model.config.projclust["provenance"]
-
-
-@pytest.mark.parametrize("base_model", ["/home/me/model", "./model", "a/b/c", "a b", ""])
-def test_a_base_model_that_is_no_id_is_refused(base: Path, base_model: str) -> None:
-    with pytest.raises(ValueError, match="expected the id of a model on the Hub"):
-        compress(base, rank=4, base_model=base_model)
-
-
-def test_scores_in_the_metadata_are_kept_and_shown(folder: Path) -> None:
-    card = ModelCard.load(folder / "README.md")
-    score = EvalResult(
-        "sts", "mteb/stsbenchmark-sts", "STS-B", "spearman", 86.5, metric_name="Spearman, no fine-tuning"
-    )
-    card.data.eval_results = [*card.data.eval_results, score]
-    card.save(folder / "README.md")
-    for _ in range(2):
-        write_card(folder)
-    card = ModelCard.load(folder / "README.md")
-    assert len(card.data.eval_results) == 2
-    assert "| sts | STS-B | Spearman, no fine-tuning | 86.5 |" in card.text
-    assert "No task was scored" not in card.text
 
 
 def test_what_a_person_wrote_is_kept_word_for_word(folder: Path) -> None:
@@ -615,130 +399,3 @@ def test_the_trainer_keeps_cards_whichever_is_imported_first() -> None:
         assert run_python(
             f"{imports}\nprint(hasattr(transformers.trainer.Trainer.create_model_card, '__wrapped__'))"
         ) == ("True\n")
-
-
-def test_several_rates_get_a_folder_each_and_one_table(base: Path, tmp_path: Path) -> None:
-    run_cli("compress", base, "--compression", 0.4, 0.625, "--num-clusters", 3, "--output", tmp_path / "made/pc")
-    folders = [tmp_path / "made/pc-40", tmp_path / "made/pc-62.5"]
-    assert sorted((tmp_path / "made").iterdir()) == folders
-    tables = [(folder / "README.md").read_text().partition("## Other sizes of this model\n\n")[2] for folder in folders]
-    assert tables[0] == tables[1]
-    lines = tables[0].splitlines()
-    assert lines[0] == "| | table parameters | model file | times smaller | relative squared error | mean cosine |"
-    dense, _ = measure(folders[0])
-    assert lines[2] == f"| dense | {97 * 16:,} | {dense.model_disk_bytes / 1e6:.1f} MB | 1.00 | 0 | 1 |"
-    for folder, line in zip(folders, lines[3:], strict=True):
-        config = json.loads((folder / "config.json").read_text())["projclust"]
-        dense, compressed = measure(folder)
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert cells == [
-            folder.name,
-            f"{compressed.table_parameters:,}",
-            f"{compressed.model_disk_bytes / 1e6:.1f} MB",
-            f"{dense.model_disk_bytes / compressed.model_disk_bytes:.2f}",
-            f"{config['solver']['embedding']['relative_squared_error']:.4f}",
-            f"{config['fidelity']['mean_cosine']:.4f}",
-        ]
-    write_card(folders[0])
-    assert tables[0] in (folders[0] / "README.md").read_text()
-    one = compress(base, compression=0.625, num_clusters=3)
-    one.save_pretrained("one")
-    assert Path("one/model.safetensors").read_bytes() == (folders[1] / "model.safetensors").read_bytes()
-
-
-@pytest.mark.parametrize("rates", [["0.4", "1.5"], ["0.4", "0.4"], ["0.4", "0"], ["0.4", "nan"], ["0.4", "0.4000001"]])
-def test_rates_that_cannot_be_are_refused_before_any_work(base: Path, tmp_path: Path, rates: list[str]) -> None:
-    before = sorted(tmp_path.rglob("*"))
-    assert "expected shares of the table to save that differ" in run_cli(
-        "compress", base, "--compression", *rates, "--output", "out", code=1
-    )
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_rate_that_the_table_is_too_small_for_is_refused_before_any_other(base: Path, tmp_path: Path) -> None:
-    run_cli("compress", base, "--compression", 0.4, 0.999, "--output", "out", code=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["org"]
-
-
-def test_an_output_of_several_that_is_taken_is_refused_before_any_work(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "out-60").mkdir()
-    (tmp_path / "out-60/file").write_text("x")
-    before = sorted(tmp_path.rglob("*"))
-    assert "holds 1 files" in run_cli("compress", base, "--compression", 0.4, 0.6, "--output", "out", code=1)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_the_current_folder_as_output_names_folders_beside_it(base: Path, tmp_path: Path) -> None:
-    with contextlib.chdir(tmp_path / "org") if sys.version_info >= (3, 11) else contextlib.nullcontext():
-        run_cli("compress", tmp_path / base, "--compression", 0.4, 0.6, "--num-clusters", 3, "--output", ".")
-    assert {"org-40", "org-60"} < {path.name for path in tmp_path.iterdir()}
-
-
-def test_fidelity_that_cannot_be_measured_costs_nothing_but_its_line(
-    base: Path, monkeypatch: pytest.MonkeyPatch, upstream_log: pytest.LogCaptureFixture
-) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("pixels wanted")
-
-    monkeypatch.setattr("hf_projclust.saving.measure_fidelity", fail)
-    run_cli("compress", base, "--rank", 4, "--output", "out")
-    assert "was not measured: pixels wanted (RuntimeError)" in upstream_log.text
-    card = ModelCard.load("out/README.md")
-    assert card.data.eval_results is None
-    assert "was not measured." in card.text
-
-
-def test_a_card_that_cannot_be_written_costs_no_model(
-    base: Path, monkeypatch: pytest.MonkeyPatch, upstream_log: pytest.LogCaptureFixture
-) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("no ink")
-
-    monkeypatch.setattr("hf_projclust.cards.plot_record", fail)
-    run_cli("compress", base, "--rank", 4, "--output", "out")
-    assert "The model card was not written: no ink (RuntimeError)" in upstream_log.text
-    assert AutoModelForMaskedLM.from_pretrained("out").config.factor_layouts["embedding"].cluster_ranks == (4,) * 5
-
-
-CARDS = sorted((Path(__file__).parents[1] / "model_cards").glob("*/README.md"))
-
-
-@with_validation
-@pytest.mark.usefixtures("hub")
-def test_the_cards_of_the_repository_pass_the_check_and_agree_with_one_another() -> None:
-    assert len(CARDS) == 4
-    cards = [ModelCard.load(path) for path in CARDS]
-    tables = {card.text.partition("## Other sizes of this model\n\n")[2] for card in cards}
-    assert len(tables) == 1
-    script = (CARDS[0].parents[1] / "render.sh").read_text()
-    for path, card in zip(CARDS, cards, strict=True):
-        card.validate()
-        assert path.with_name("clusters.png").stat().st_size > 10_000
-        assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
-        assert not re.search(r"/(tmp|home|root|work|usr)/", str(card))
-        name, parameters, file, _, error, cosine = (
-            cell.strip() for cell in re.search(rf"\| ({path.parent.name} \|.*) \|", card.text)[1].split("|")
-        )
-        assert card.text.startswith(f"\n# {name}\n")
-        assert f"| Factored tables, parameters | 11,720,448 | {parameters} |" in card.text
-        assert f"| Model file | 90.9 MB | {file} |" in card.text
-        assert f"of the vocabulary table: {error}." in card.text
-        assert f"to those of the dense model: {cosine}, on" in card.text
-        assert [result.metric_value for result in card.data.eval_results] == [float(cosine)]
-        options = re.search(
-            r"^hf-projclust compress \S+ --compression (\S+) (.*) --seed 0 --output", str(card), re.MULTILINE
-        )
-        assert options[1] in re.search(r"--compression ([\d. ]+)", script)[1].split()
-        assert options[2] in script
-
-
-@pytest.mark.parametrize("name", ["distilbert-pc-k5", "roberta-pc-k5"])
-def test_recipes_have_a_command_that_is_understood_and_no_figure(name: str, base: Path) -> None:
-    text = (Path(__file__).parents[1] / f"model_cards/{name}.md").read_text()
-    command = re.search(r"^hf-projclust (compress .*)$", text, re.MULTILINE)[1].split()
-    command[1] = str(base)
-    run_cli(*command)
-    layout = AutoModelForMaskedLM.from_pretrained(name).config.factor_layouts["embedding"]
-    assert len(layout.cluster_ranks) == 5
-    figures = set(re.findall(r"\d[\d.,%]*\d", text)) - {"2010.04290", "0.4", "40"}
-    assert not figures
