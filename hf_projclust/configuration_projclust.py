@@ -7,7 +7,7 @@ One model type, "projclust", is registered with Transformers. Its JSON names the
 "projclust", so that a Transformers without this plugin refuses the checkpoint instead of loading a random
 table.
 
-This file travels with a checkpoint: it imports torch, transformers and its two siblings only.
+This file travels with a checkpoint: it imports torch, transformers and its siblings only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 FORMAT_VERSION = 1
 TABLE_NAMES = ("embedding", "head")
 PREFIX = "ProjClust"
-CODE_FILES = ("configuration_projclust.py", "embedding_projclust.py", "modeling_projclust.py")
+CODE_FILES = (
+    "configuration_projclust.py",
+    "embedding_projclust.py",
+    "head_projclust.py",
+    "modeling_projclust.py",
+    "table_projclust.py",
+    "weight_projclust.py",
+)
 _AUTO_MAP = {"AutoConfig": "configuration_projclust.ProjClustConfig"}  # making the config registers its models
 _MADE_CLASSES: dict[type, Any] = {}
 

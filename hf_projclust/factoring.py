@@ -46,7 +46,7 @@ class Factors:
 
     Attributes:
         layout: Shapes of the factors.
-        tensors: ``coefficients``, ``bases`` and ``rows``, as in ``embedding_projclust``, in the table's dtype.
+        tensors: ``coefficients``, ``bases`` and ``rows``, as in ``table_projclust``, in the table's dtype.
         record: How they were found and what they keep, for the configuration.
     """
 

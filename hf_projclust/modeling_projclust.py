@@ -10,7 +10,7 @@ What of Transformers' models is overridden or set here: ``post_init``, ``get_sub
 ``_resize_token_embeddings``, ``_upload_modified_files``, ``is_custom_code``; ``_tied_weights_keys``,
 ``all_tied_weights_keys``, ``_tp_plan``, ``_keys_to_ignore_on_save``, ``_keys_to_ignore_on_load_unexpected``.
 
-This file travels with a checkpoint: it imports torch, transformers and its two siblings only.
+This file travels with a checkpoint: it imports torch, transformers and its siblings only.
 """
 
 from __future__ import annotations
@@ -45,13 +45,8 @@ from .configuration_projclust import (
     ProjClustConfigMixin,
     projclust_config_class,
 )
-from .embedding_projclust import (
-    FACTOR_NAMES,
-    FactoredTable,
-    dense_counterpart,
-    factor_in_place,
-    in_place_of_dense_weight,
-)
+from .embedding_projclust import dense_counterpart, factor_in_place
+from .table_projclust import FACTOR_NAMES, FactoredTable, in_place_of_dense_weight
 
 _MADE_CLASSES: dict[tuple[type, type], Any] = {}
 _TABLE_IN_PEFT = "embeddings.word_embeddings"

@@ -1,7 +1,7 @@
 """A clustering in, the tensors that a checkpoint stores out, and what is lost by them.
 
 Filled block by block, so that only the factors themselves need memory. How rows were clustered is decided in
-``solvers``; how the tensors are read is in ``embedding_projclust``.
+``solvers``; how the tensors are read is in ``table_projclust``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def pack(
         p: In [1, 2]: coordinates are those of the least entrywise l_p error.
 
     Returns:
-        The layout; ``coefficients``, ``bases`` and ``rows`` as in ``embedding_projclust``, in the table's dtype; and
+        The layout; ``coefficients``, ``bases`` and ``rows`` as in ``table_projclust``, in the table's dtype; and
         the errors, after rounding to that dtype: ``energy_kept`` of each cluster, ``relative_squared_error``,
         ``weighted_relative_squared_error`` and, for p < 2, ``relative_lp_error``.
     """

@@ -16,9 +16,9 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 from transformers import AutoConfig
 
 from .configuration_projclust import ProjClustCheckpointError, ProjClustConfigMixin
-from .embedding_projclust import FACTOR_NAMES
 from .loading import check_source, model_class
 from .modeling_projclust import factored_tables
+from .table_projclust import FACTOR_NAMES
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 
-from hf_projclust import embedding_projclust
+from hf_projclust import weight_projclust
 from hf_projclust.configuration_projclust import FactorLayout
-from hf_projclust.embedding_projclust import FactoredTable, ProjClustHead, factor_in_place
+from hf_projclust.embedding_projclust import factor_in_place
+from hf_projclust.head_projclust import ProjClustHead
+from hf_projclust.table_projclust import FactoredTable
 
 DIM = 6
 # sizes and ranks: usual, one row, rank 0 (rows of zeros), rank d (rows as they are), empty
@@ -79,7 +81,7 @@ def test_parameters_that_get_the_place_of_older_ones_get_a_stand_in_of_their_own
     held = (other if of_another_table else table).weight
     if not of_another_table:
         table.resize(14, torch.randn(3, DIM))
-    embedding_projclust._STAND_INS[id(table.coefficients)] = held
+    weight_projclust._STAND_INS[id(table.coefficients)] = held
     assert table.weight.shape == table.dense_weight().shape
     assert torch.equal(table.weight + 0, table.dense_weight())
 

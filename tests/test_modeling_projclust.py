@@ -25,7 +25,7 @@ from transformers import (
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from hf_projclust import ProjClustCheckpointError, compress, decompress, modeling_projclust
-from hf_projclust.embedding_projclust import FactoredTable
+from hf_projclust.table_projclust import FactoredTable
 
 TABLE = "bert.embeddings.word_embeddings"
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..embedding_projclust import FactoredTable
+from ..table_projclust import FactoredTable
 from .machine import describe_machine
 from .solver_runs import SOLVERS, BenchmarkRow
 

@@ -24,7 +24,8 @@ from transformers import (
 from typer.testing import CliRunner
 
 from hf_projclust import ProjClustCheckpointError, cli, compress, decompress
-from hf_projclust.embedding_projclust import FactoredTable, ProjClustHead
+from hf_projclust.head_projclust import ProjClustHead
+from hf_projclust.table_projclust import FactoredTable
 
 
 def untied_bert() -> Any:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from hf_projclust import cli, compress, decompress
 
-CODE = {"configuration_projclust.py", "embedding_projclust.py", "modeling_projclust.py"}
+CODE = {f"{part}_projclust.py" for part in ("configuration", "embedding", "head", "modeling", "table", "weight")}
 
 
 def standalone(name: str, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from hf_projclust import compress, decompress
-from hf_projclust.embedding_projclust import FactoredTable
+from hf_projclust.table_projclust import FactoredTable
 
 pytestmark = pytest.mark.filterwarnings("ignore:The new embeddings will be initialized")
 

@@ -1,0 +1,182 @@
+"""The factored vocabulary table: its parameters, and what look-up and head share.
+
+A table A (n, d) whose rows lie in k clusters is kept as
+
+    coefficients   all coordinates, cluster after cluster, flat: cluster i is a block (n_i, j_i)
+    bases          all bases stacked: cluster i is a block (j_i, d); clusters of rank d have none
+    rows           int32 (n,): the stored row of each token; the cluster follows from the sizes
+
+In arXiv 2010.04290 the blocks of ``coefficients`` are the k parallel layers U^i and ``bases`` is the one
+recombining layer V. Two parameters whatever k is: no cluster can be without a gradient, and the head needs
+one product with all bases.
+
+This file knows nothing of models or of how factors are found. It travels with a checkpoint: it imports torch,
+transformers and its siblings only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .configuration_projclust import FactorLayout
+from .weight_projclust import WEIGHT_IS_READ_ONLY, stand_in
+
+FACTOR_NAMES = ("coefficients", "bases")
+
+
+class FactoredTable(nn.Module):
+    """Parameters and buffer of a factored table, and what embedding and head share."""
+
+    layout: FactorLayout
+    coefficients: nn.Parameter
+    bases: nn.Parameter
+    rows: Tensor
+    _is_hf_initialized: bool  # Transformers' mark of a module whose weights are filled
+
+    def _set_factors(self, layout: FactorLayout, device: torch.device, dtype: torch.dtype) -> None:
+        num_coefficients, num_basis_rows = sum(layout.coefficient_counts), sum(layout.basis_ranks)
+        self.layout = layout
+        self._is_hf_initialized = False  # a dense weight that was filled before is gone
+        self.coefficients = nn.Parameter(torch.empty(num_coefficients, device=device, dtype=dtype))
+        self.bases = nn.Parameter(torch.empty(num_basis_rows, layout.dim, device=device, dtype=dtype))
+        self.register_buffer(
+            "rows", torch.arange(layout.num_embeddings, device=device, dtype=torch.int32), persistent=True
+        )
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Add what stands in a file in place of the dense weight."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = in_place_of_dense_weight()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Pass over it."""
+        state_dict.pop(f"{prefix}weight", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def init_factors(self, std: float) -> None:
+        """Fill what no checkpoint has filled, so that entries of the dense table have deviation ``std``."""
+        scales = [
+            torch.full((count,), std * (self.layout.dim / max(rank, 1)) ** 0.5)
+            for count, rank in zip(self.layout.coefficient_counts, self.layout.cluster_ranks, strict=True)
+        ]
+        if not getattr(self.coefficients, "_is_hf_initialized", False):
+            init.normal_(self.coefficients)
+            with torch.no_grad():
+                self.coefficients.mul_(torch.cat(scales).to(self.coefficients))
+        init.normal_(self.bases, std=self.layout.dim**-0.5)
+
+    def blocks(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Coefficients (n_i, j_i) and basis (j_i, d) of each cluster; the basis is None where j_i = d."""
+        layout = self.layout
+        # One split for all clusters: its backward joins the gradients once, where slices would pad each to full size.
+        coefficients = self.coefficients.split(layout.coefficient_counts)
+        bases = self.bases.split(layout.basis_ranks)
+        shapes = zip(layout.cluster_sizes, layout.cluster_ranks, strict=True)
+        return [
+            (flat.view(size, rank), basis if rank < layout.dim else None)
+            for (size, rank), flat, basis in zip(shapes, coefficients, bases, strict=True)
+        ]
+
+    def resize(self, num_embeddings: int, new_rows: Tensor) -> None:
+        """Keep the first tokens and add new ones, whose rows are stored as they are, in a last cluster of rank d.
+
+        Args:
+            num_embeddings: Number of tokens after it.
+            new_rows: Vectors of the tokens beyond the present ones, shape (added, d).
+        """
+        layout, kept = self.layout, self.rows[:num_embeddings].long()
+        is_kept = torch.zeros(layout.num_embeddings, dtype=torch.bool, device=kept.device)
+        is_kept[kept] = True
+        masks = is_kept.split(layout.cluster_sizes)
+        blocks = [coefficients[mask] for (coefficients, _), mask in zip(self.blocks(), masks, strict=True)]
+        sizes, ranks = [len(block) for block in blocks], list(layout.cluster_ranks)
+        if len(new_rows) and ranks[-1] < layout.dim:
+            sizes, ranks = [*sizes, 0], [*ranks, layout.dim]
+        sizes[-1] += len(new_rows)
+        flat = torch.cat([block.detach().flatten() for block in (*blocks, new_rows.to(self.coefficients))])
+        added = torch.arange(len(kept), len(kept) + len(new_rows), device=kept.device)
+        self.layout = FactorLayout(layout.dim, tuple(sizes), tuple(ranks))
+        self.coefficients = nn.Parameter(flat, requires_grad=self.coefficients.requires_grad)
+        self.rows = torch.cat([(is_kept.cumsum(0) - 1)[kept], added]).int()
+
+    @torch.no_grad()
+    def set_rows(self, token_ids: Tensor, vectors: Tensor) -> None:
+        """Write the vectors of tokens that are stored as they are: those that were added by a resize.
+
+        Args:
+            token_ids: Tokens, shape (m,).
+            vectors: Their vectors, shape (m, d).
+
+        Raises:
+            ValueError: If one of the tokens is in a cluster of a smaller rank, which cannot hold every vector, or there
+                is no such token, or not one vector for each.
+        """
+        layout, device = self.layout, self.rows.device
+        token_ids, vectors = torch.as_tensor(token_ids, device=device), torch.as_tensor(vectors)
+        if vectors.shape != (*token_ids.shape, layout.dim) or token_ids.dim() != 1:
+            raise ValueError(
+                f"token_ids have shape {tuple(token_ids.shape)} and vectors {tuple(vectors.shape)}; expected (m,) and "
+                f"(m, {layout.dim}). Give one vector for each token."
+            )
+        if len(missing := token_ids[(token_ids < 0) | (token_ids >= layout.num_embeddings)]):
+            raise ValueError(
+                f"there is no token {int(missing[0])}; expected 0 to {layout.num_embeddings - 1}. Call "
+                "resize_token_embeddings() first."
+            )
+        stored = self.rows[token_ids].long()
+        row_ends = torch.tensor(layout.cluster_sizes, device=device).cumsum(0)
+        clusters = torch.searchsorted(row_ends, stored, right=True)
+        ranks = torch.tensor(layout.cluster_ranks, device=device)[clusters]
+        if len(bad := (ranks < layout.dim).nonzero().flatten()):
+            raise ValueError(
+                f"token {int(token_ids[bad[0]])} is in a cluster of rank {int(ranks[bad[0]])}, of "
+                f"{layout.dim}; expected tokens that resize_token_embeddings() added, whose rows are stored as they "
+                "are. Set rows of other tokens in the dense model, hf_projclust.decompress(model), and compress that."
+            )
+        ends = torch.tensor(layout.coefficient_counts, device=device).cumsum(0)[clusters]
+        first = ends - (row_ends[clusters] - stored) * layout.dim  # from the end of its cluster
+        places = first.unsqueeze(1) + torch.arange(layout.dim, device=device)  # (m, d)
+        self.coefficients[places] = vectors.to(self.coefficients)
+
+    def dense_weight(self) -> Tensor:
+        """Build the dense table, shape (n, d), differentiably."""
+        stored = torch.cat([reconstruct(coefficients, basis) for coefficients, basis in self.blocks()])
+        return stored.index_select(0, self.rows)
+
+    @property
+    def weight(self) -> Any:
+        """A stand-in for the dense table: its shape costs nothing, any operation on it builds the table.
+
+        Modules that share their factors give one object as long as it is in use, by which callers see that they are
+        tied. A compiled graph gets the table itself, of which it drops what it does not use.
+        """
+        if torch.compiler.is_compiling():
+            return self.dense_weight()
+        return stand_in(self)
+
+    @weight.setter
+    def weight(self, _: Any) -> None:
+        raise AttributeError(WEIGHT_IS_READ_ONLY)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Refuse a dense weight, which the factors would not follow."""
+        if name == "weight":
+            raise AttributeError(WEIGHT_IS_READ_ONLY)
+        super().register_parameter(name, param)
+
+
+def in_place_of_dense_weight() -> Tensor:
+    """What a file has under the name of a dense weight that is not in it.
+
+    A native class that is pointed at the file refuses the shape, where it would fill in at random what is missing.
+    """
+    return torch.zeros(1, dtype=torch.uint8)
+
+
+def reconstruct(coefficients: Tensor, basis: Tensor | None) -> Tensor:
+    """Map coordinates (rows, rank) in a basis (rank, dim) back to rows (rows, dim)."""
+    return coefficients if basis is None else coefficients @ basis
