@@ -54,5 +54,4 @@ def _cost(
     members: list[list[int]], residuals: dict[tuple[int, ...], Tensor], sizes: list[int], rule: RankRule
 ) -> float:
     left = torch.stack([residuals[tuple(group)] for group in members])  # (k, dim + 1)
-    ranks, _ = rule(left, [sum(sizes[number] for number in group) for group in members])
-    return float(left.gather(1, torch.tensor(ranks).unsqueeze(1)).sum())
+    return rule(left, [sum(sizes[number] for number in group) for group in members]).left(left)

@@ -34,6 +34,7 @@ class ProjectiveClustering:
     Attributes:
         assignment: Cluster of each row, shape (n,), int64.
         bases: Orthonormal basis of each cluster, k of shape (rank, dim).
+        per_byte: Coordinates that a byte stands for, for each coordinate of each cluster; None of floating numbers.
         cost: Sum of distance^p of the rows from the subspaces of their clusters; for p < 2 an upper bound of it.
         costs: The cost after each round of the start that won.
     """
@@ -42,6 +43,7 @@ class ProjectiveClustering:
     bases: list[Tensor]
     cost: float
     costs: list[float]
+    per_byte: list[list[int]] | None = None
 
 
 def cluster(
@@ -49,6 +51,7 @@ def cluster(
     *,
     num_clusters: int | Sequence[int],
     rule: Callable[[int], RankRule],
+    final_rule: RankRule | None = None,
     p: float = 2.0,
     seed: int = 0,
     num_starts: int = 2,
@@ -64,6 +67,7 @@ def cluster(
         num_clusters: Number of subspaces, k, 1 to n; or several numbers, which race in turn until one is no better
             than the one before it.
         rule: The rule of ranks for each number of clusters, see ``ranks``.
+        final_rule: The rule by which the best start of each number of clusters goes on, if it is another one.
         p: Power of the distance that is summed, in [1, 2].
         seed: Seed of the random starts. Equal arguments on one machine give equal results.
         num_starts: Starts that race for a few rounds; the best one is finished. The first splits rows by their
@@ -79,7 +83,7 @@ def cluster(
         The clustering. Clusters that no row is in are left out.
     """
     counts = [num_clusters] if isinstance(num_clusters, int) else num_clusters
-    search = _Search(rows, rule, p, seed, num_starts, max_rounds, tolerance, on_round, checkpoint)
+    search = _Search(rows, rule, final_rule, p, seed, num_starts, max_rounds, tolerance, on_round, checkpoint)
     winner = search.race(counts[0])
     for k in counts[1:]:
         run = search.race(k)
@@ -96,6 +100,7 @@ class _Search:
 
     rows: Rows
     rule: Callable[[int], RankRule]
+    final_rule: RankRule | None
     p: float
     seed: int
     num_starts: int
@@ -111,7 +116,15 @@ class _Search:
             run = self._begin(k, number, runs)
             self.advance(run, min(RACE_ROUNDS, self.max_rounds))
             runs.append(run)
-        return min(runs, key=lambda run: run.best.cost)
+        best = min(runs, key=lambda run: run.best.cost)
+        if self.final_rule is None:
+            return best
+        final = self._taken_up(f"clusters-{k}-final", k, self.final_rule)
+        if final is None:
+            start = best.best.assignment
+            final = Run(self.rows, f"clusters-{k}-final", k, self.final_rule, self.p, start=start)
+        self.advance(final, min(RACE_ROUNDS, self.max_rounds))
+        return final
 
     def advance(self, run: Run, max_rounds: int) -> None:
         """Run until it has done so many rounds in all, or is finished."""
@@ -130,15 +143,9 @@ class _Search:
     def _begin(self, k: int, number: int, before: list[Run]) -> Run:
         """Take up a run where it was saved, or begin it."""
         name, rule = f"clusters-{k}-start-{number}", self.rule(k)
-        saved = None if self.checkpoint is None else self.checkpoint.states.get(name)
+        saved = self._taken_up(name, k, rule)
         if saved is not None:
-            try:
-                return Run(self.rows, name, k, rule, self.p, saved=saved)
-            except (KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"the checkpoint's {name}.pt is damaged ({error!r}); expected a run that was saved there. Delete "
-                    "the folder to begin again."
-                ) from error
+            return saved
         start: Tensor | Fit
         if k > 1:
             start = self._merged_start(k, number, before)
@@ -147,6 +154,19 @@ class _Search:
         else:
             start = norm_bands(self.rows.norms, 1)
         return Run(self.rows, name, k, rule, self.p, start=start)
+
+    def _taken_up(self, name: str, k: int, rule: RankRule) -> Run | None:
+        """A run as it was saved, if it was."""
+        saved = None if self.checkpoint is None else self.checkpoint.states.get(name)
+        if saved is None:
+            return None
+        try:
+            return Run(self.rows, name, k, rule, self.p, saved=saved)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"the checkpoint's {name}.pt is damaged ({error!r}); expected a run that was saved there. Delete "
+                "the folder to begin again."
+            ) from error
 
     def _merged_start(self, k: int, number: int, before: list[Run]) -> Tensor:
         """A few rounds of more clusters than asked for, merged: cluster of each row, shape (n,)."""
@@ -169,4 +189,6 @@ def _clustering(rows: Rows, run: Run) -> ProjectiveClustering:
     fit = run.best
     kept, assignment = whole(rows, fit.assignment).unique(return_inverse=True)
     bases = [fit.vectors[number, : fit.ranks[number]].clone() for number in kept.tolist()]
-    return ProjectiveClustering(assignment, bases, fit.cost, run.costs)
+    codes = fit.allocation.per_byte
+    per_byte = None if codes is None else [codes[number] for number in kept.tolist()]
+    return ProjectiveClustering(assignment, bases, fit.cost, run.costs, per_byte)

@@ -1,20 +1,62 @@
 """Ranks from a budget: how many coordinates the rows of each cluster may have so that the factors are small enough.
 
 A factored table of width d stores j_i (n_i + d) numbers for a cluster of n_i rows and rank j_i, and n_i d for
-one of rank d, whose rows are kept as they are. A rule turns the spectra and sizes of clusters into ranks and the
-price of one stored number: what a row pays for every coordinate that a cluster would give it.
+one of rank d, whose rows are kept as they are. A rule turns the spectra and sizes of clusters into an allocation:
+which coordinates each cluster keeps, and what a row pays for those that a cluster would give it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-RankRule = Callable[[Tensor, list[int]], tuple[list[int], float]]
 _BISECTIONS = 60
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What each cluster keeps of its rows.
+
+    Attributes:
+        ranks: Coordinates that each cluster keeps, those of the largest eigenvalues.
+        price: Of one number, or byte, that is stored for a row, in units of distance^p.
+        row_sizes: Numbers, or bytes, that are stored for a row in each cluster.
+        lost: Share of the energy along each eigenvector that is lost, shape (k, dim): 1 beyond the rank.
+        per_byte: Coordinates that are stored in one byte, for each coordinate that is kept; None of floating numbers.
+    """
+
+    ranks: list[int]
+    price: float
+    row_sizes: list[int]
+    lost: Tensor
+    per_byte: list[list[int]] | None = None
+
+    @property
+    def tolls(self) -> list[float]:
+        """What a row pays for being in each cluster."""
+        return [self.price * size for size in self.row_sizes]
+
+    def left(self, residuals: Tensor) -> float:
+        """Energy that all clusters lose, of residuals at each rank, shape (k, dim + 1)."""
+        energies = residuals[:, :-1] - residuals[:, 1:]
+        return float((energies * self.lost.to(energies)).sum())
+
+    def to(self, device: torch.device | str) -> Allocation:
+        """The same allocation with its tensor on a device."""
+        return replace(self, lost=self.lost.to(device))
+
+
+RankRule = Callable[[Tensor, list[int]], Allocation]
+
+
+def whole_numbers(ranks: list[int], dim: int, price: float) -> Allocation:
+    """Coordinates that are kept as they are, at a price for each."""
+    lost = (torch.arange(dim) >= torch.tensor(ranks).unsqueeze(1)).double()
+    return Allocation(ranks, price, ranks, lost)
 
 
 def equal_ranks(rank: int) -> RankRule:
@@ -26,7 +68,7 @@ def equal_ranks(rank: int) -> RankRule:
     Returns:
         A rule.
     """
-    return lambda residuals, sizes: ([rank] * len(sizes), 0.0)
+    return lambda residuals, sizes: whole_numbers([rank] * len(sizes), residuals.shape[1] - 1, 0.0)
 
 
 def adaptive_ranks(budget: int) -> RankRule:
@@ -42,12 +84,13 @@ def adaptive_ranks(budget: int) -> RankRule:
         A rule. The numbers that its ranks store are never above the budget.
     """
 
-    def choose(residuals: Tensor, sizes: list[int]) -> tuple[list[int], float]:
+    def choose(residuals: Tensor, sizes: list[int]) -> Allocation:
         residuals = residuals * (torch.tensor(sizes) > 0).unsqueeze(1)  # rounding leaves some where rows left
         stored = stored_numbers(sizes, residuals.shape[1] - 1).to(residuals)  # (k, dim + 1)
         price = _least_price(residuals, stored, budget)
         ranks = (residuals + price * stored).argmin(dim=1)
-        return _spend_the_rest(residuals, stored, ranks, budget).tolist(), price
+        ranks = _spend_the_rest(residuals, stored, ranks, budget)
+        return whole_numbers(ranks.tolist(), residuals.shape[1] - 1, price)
 
     return choose
 

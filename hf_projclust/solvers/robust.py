@@ -54,9 +54,9 @@ def lewis_fit(rows: Rows, rule: RankRule, p: float) -> Fit:
     """
     _, gram = lewis_weights(rows, p)
     found = spectrum(gram.unsqueeze(0), rows.dtype)
-    ranks, price = rule(found.residuals().cpu(), [rows.num_rows])
+    allocation = rule(found.residuals().cpu(), [rows.num_rows])
     assignment = torch.zeros(rows.num_rows, dtype=torch.int64, device=rows.device)
-    return Fit(assignment, found.vectors, ranks, price, float("inf"))
+    return Fit(assignment, found.vectors, allocation, float("inf"))
 
 
 def lp_coefficients(rows: Tensor, basis: Tensor, p: float) -> Tensor:

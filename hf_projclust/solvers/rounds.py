@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .empty_clusters import fill_empty_clusters
-from .ranks import RankRule
+from .ranks import Allocation, RankRule
 from .rows import Rows, sum_over_processes
 from .subspaces import spectrum, squared_distances
 
@@ -31,20 +31,32 @@ class Fit:
     Attributes:
         assignment: Cluster of each row, shape (n,), int64; of this process's rows where several share them.
         vectors: Orthonormal rows, of which the first ``rank`` span each subspace, shape (k, dim, dim).
-        ranks: Dimension of each subspace.
-        price: What a row pays for each coordinate.
+        allocation: What each cluster keeps along them, and what a row pays for it.
         cost: Sum of distance^p of the rows from the subspaces of their clusters; for p < 2 an upper bound of it.
     """
 
     assignment: Tensor
     vectors: Tensor
-    ranks: list[int]
-    price: float
+    allocation: Allocation
     cost: float
+
+    @property
+    def ranks(self) -> list[int]:
+        """Dimension of each subspace."""
+        return self.allocation.ranks
 
     def to(self, device: torch.device | str) -> Fit:
         """The same fit with its tensors on a device."""
-        return replace(self, assignment=self.assignment.to(device), vectors=self.vectors.to(device))
+        return Fit(self.assignment.to(device), self.vectors.to(device), self.allocation.to(device), self.cost)
+
+    def state(self) -> dict[str, Any]:
+        """The fields, as lists, numbers and tensors on the CPU."""
+        return {**vars(self.to("cpu")), "allocation": vars(self.allocation.to("cpu"))}
+
+    @staticmethod
+    def from_state(state: dict[str, Any]) -> Fit:
+        """The fit whose ``state`` this was."""
+        return Fit(**{**state, "allocation": Allocation(**state["allocation"])})
 
 
 class Run:
@@ -85,7 +97,7 @@ class Run:
         self.costs: list[float] = []
         self.stalled, self.num_moved, self.is_finished = 0, 0, False
         if saved is not None:
-            self.current, self.best = Fit(**saved["current"]).to(rows.device), Fit(**saved["best"]).to(rows.device)
+            self.current, self.best = (Fit.from_state(saved[name]).to(rows.device) for name in ("current", "best"))
             self.costs, self.stalled = list(saved["costs"]), saved["stalled"]
             self.is_finished = saved["is_finished"]
             return
@@ -99,8 +111,7 @@ class Run:
     def state(self) -> dict[str, Any]:
         """All that a run needs to go on: tensors on the CPU, lists and numbers."""
         current, best = (
-            vars(replace(fit, assignment=whole(self.rows, fit.assignment)).to("cpu"))
-            for fit in (self.current, self.best)
+            replace(fit, assignment=whole(self.rows, fit.assignment)).state() for fit in (self.current, self.best)
         )
         return {
             "current": current,
@@ -133,10 +144,10 @@ class Run:
 
     def _nearest_to(self, fit: Fit) -> Callable[[slice, Tensor], tuple[Tensor, Tensor]]:
         """A choice of the cluster of each row of a block, with its squared distance, both of shape (rows,)."""
-        toll = fit.price * torch.tensor(fit.ranks, dtype=self.rows.dtype, device=self.rows.device)  # (k,)
+        toll = torch.tensor(fit.allocation.tolls, dtype=self.rows.dtype, device=self.rows.device)  # (k,)
 
         def choose(_: slice, block: Tensor) -> tuple[Tensor, Tensor]:
-            distances = squared_distances(block, fit.vectors, fit.ranks)  # (rows, k)
+            distances = squared_distances(block, fit.vectors, fit.allocation)  # (rows, k)
             chosen = (distances.pow(self.p / 2) + toll).argmin(dim=1)
             return chosen, distances.gather(1, chosen.unsqueeze(1)).squeeze(1)
 
@@ -177,13 +188,13 @@ class Run:
     def _fit(self) -> Fit:
         found = spectrum(self.sums.grams, self.rows.dtype)
         residuals, sizes = found.residuals().cpu(), [int(size) for size in self.sums.sizes]
-        ranks, price = self.rule(residuals, sizes)
-        is_wasted = any(size == 0 and rank > 0 for size, rank in zip(sizes, ranks, strict=True))
-        if is_wasted and self._fill(max(ranks)):
+        allocation = self.rule(residuals, sizes)
+        is_wasted = any(size == 0 and rank > 0 for size, rank in zip(sizes, allocation.ranks, strict=True))
+        if is_wasted and self._fill(max(allocation.ranks)):
             return self._fit()
-        left = float(residuals.gather(1, torch.tensor(ranks).unsqueeze(1)).sum())
+        left = allocation.left(residuals)
         cost = self.p / 2 * left + (1 - self.p / 2) * float(self.sums.cost)
-        return Fit(self.assignment, found.vectors, ranks, price, cost)
+        return Fit(self.assignment, found.vectors, allocation, cost)
 
     def _fill(self, rank: int) -> bool:
         """Move the rows that fit worst into clusters that have none; whether any was moved."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .ranks import whole_numbers
 from .rounds import Fit
 from .rows import Rows
 from .subspaces import spectrum, squared_distances
@@ -72,6 +73,8 @@ def neighbourhoods(rows: Rows, num_clusters: int, rank: int, generator: torch.Ge
         near = sample[alignment.topk(min(2 * rank, len(sample))).indices]
         vectors = spectrum((near.T @ near).double().unsqueeze(0), sample.dtype).vectors
         found.append(vectors)
-        distances = torch.minimum(distances, squared_distances(sample, vectors, [rank])[:, 0])
+        distances = torch.minimum(
+            distances, squared_distances(sample, vectors, whole_numbers([rank], rows.dim, 0.0))[:, 0]
+        )
     nowhere = torch.full((rows.num_rows,), -1, device=rows.device)
-    return Fit(nowhere, torch.cat(found), [rank] * num_clusters, price=0.0, cost=float("inf"))
+    return Fit(nowhere, torch.cat(found), whole_numbers([rank] * num_clusters, rows.dim, 0.0), cost=float("inf"))

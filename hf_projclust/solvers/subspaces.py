@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .ranks import Allocation
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -49,13 +51,16 @@ def spectrum(grams: Tensor, dtype: torch.dtype) -> Spectrum:
     )
 
 
-def squared_distances(rows: Tensor, vectors: Tensor, ranks: list[int]) -> Tensor:
-    """Squared distance of each row from each subspace, by whichever of basis and complement is smaller.
+def squared_distances(rows: Tensor, vectors: Tensor, allocation: Allocation) -> Tensor:
+    """Squared distance of each row from what each cluster would keep of it.
+
+    Of floating numbers it is the distance from a subspace, by whichever of basis and complement is smaller; in few bits
+    each coordinate loses a share of its energy, as it does on average.
 
     Args:
         rows: Shape (n, dim).
         vectors: Orthonormal rows, of which the first ``rank`` span the subspace, shape (k, dim, dim).
-        ranks: Dimension of each subspace, k numbers from 0 to dim.
+        allocation: What each cluster keeps.
 
     Returns:
         Squared distances, shape (n, k), never negative.
@@ -63,8 +68,11 @@ def squared_distances(rows: Tensor, vectors: Tensor, ranks: list[int]) -> Tensor
     dim = rows.shape[1]
     squared_norms = rows.square().sum(dim=1)  # (n,)
     found = []
-    for orthonormal, rank in zip(vectors, ranks, strict=True):
-        if dim - rank <= rank:
+    for number, (orthonormal, rank) in enumerate(zip(vectors, allocation.ranks, strict=True)):
+        if allocation.per_byte is not None:
+            kept = (1 - allocation.lost[number, :rank]).to(rows)
+            found.append((squared_norms - (rows @ orthonormal[:rank].T).square() @ kept).clamp(min=0))
+        elif dim - rank <= rank:
             found.append((rows @ orthonormal[rank:].T).square().sum(dim=1))
         else:
             found.append((squared_norms - (rows @ orthonormal[:rank].T).square().sum(dim=1)).clamp(min=0))

@@ -16,6 +16,7 @@ import torch
 from torch import distributed
 
 from hf_projclust.solvers import Checkpoint, Rows, adaptive_ranks, cluster, equal_ranks, rounds
+from hf_projclust.solvers.ranks import whole_numbers
 from hf_projclust.solvers.robust import lewis_weights
 from hf_projclust.solvers.rounds import Fit, Run
 from hf_projclust.solvers.rows import process_index
@@ -74,7 +75,7 @@ def refilled(p: float) -> dict[str, Any]:
     wide = torch.cat([table(), torch.zeros(N, 1, dtype=torch.float64)], dim=1)
     axes = torch.eye(DIM + 1, dtype=torch.float64)
     vectors = torch.stack([axes, axes.roll(3, 0), axes.flip(0)])
-    start = Fit(torch.full((N,), -1), vectors, [2, 2, 1], 0.0, float("inf"))
+    start = Fit(torch.full((N,), -1), vectors, whole_numbers([2, 2, 1], vectors.shape[-1], 0.0), float("inf"))
     with pytest.MonkeyPatch.context() as patch:
         fills, real = [], rounds.fill_empty_clusters
         patch.setattr(rounds, "fill_empty_clusters", lambda *args: fills.append(1) or real(*args))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from random_tables import quick, random_table, seeds
 
 from hf_projclust.solvers import rounds
-from hf_projclust.solvers.ranks import adaptive_ranks, equal_ranks, stored_numbers
+from hf_projclust.solvers.ranks import adaptive_ranks, equal_ranks, stored_numbers, whole_numbers
 from hf_projclust.solvers.rounds import Fit, Run, whole
 from hf_projclust.solvers.rows import Rows
 from hf_projclust.solvers.starts import norm_bands
@@ -162,7 +162,7 @@ def test_one_round_by_hand() -> None:
     # Lines y and x; row (1, 2) is nearer y (1) than x (4). Then y's Gram is [[1, 2], [2, 13]], x's [[4, 0], [0, 0]].
     table = torch.tensor([[0.0, 3], [1, 2], [2, 0]], dtype=torch.float64)
     lines = torch.tensor([[[0.0, 1], [1, 0]], [[1, 0], [0, 1]]], dtype=torch.float64)
-    start = Fit(torch.full((3,), -1), lines, [1, 1], 0.0, float("inf"))
+    start = Fit(torch.full((3,), -1), lines, whole_numbers([1, 1], lines.shape[-1], 0.0), float("inf"))
     run = Run(Rows(table), "run", 2, equal_ranks(1), 2.0, start=start)
     assert run.current.assignment.tolist() == [0, 0, 1]
     assert run.current.cost == pytest.approx(7 - 40**0.5)  # the lesser root of x^2 - 14 x + 9
@@ -175,8 +175,8 @@ def test_a_price_moves_rows_to_the_cluster_of_lower_rank() -> None:
     table = torch.tensor([[1.0, 0.1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
     axes = torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
     for price, expected in [(0.005, [0, 1]), (0.5, [1, 1])]:  # its second coordinate saves row 0 an error of 0.01
-        start = Fit(torch.full((3,), -1), axes, [2, 1], price, float("inf"))
-        run = Run(Rows(table), "run", 2, lambda residuals, sizes: ([2, 1], 0.0), 2.0, start=start)
+        start = Fit(torch.full((3,), -1), axes, whole_numbers([2, 1], 3, price), float("inf"))
+        run = Run(Rows(table), "run", 2, lambda residuals, sizes: whole_numbers([2, 1], 3, 0.0), 2.0, start=start)
         assert run.current.assignment.tolist()[:2] == expected
 
 
@@ -188,7 +188,7 @@ def test_a_cluster_that_loses_all_rows_gets_those_that_fit_worst(p: float, monke
     table = torch.tensor([[1.0, 0, 0, 0]] * 6 + [[0, 1.0, 0, 0]] * 6 + [[0.5, 0.5, 3.0, 0]], dtype=torch.float64)
     axes = torch.eye(4, dtype=torch.float64)
     vectors = torch.stack([axes, axes[[1, 0, 2, 3]], axes[[3, 0, 1, 2]]])  # no row is near the fourth axis
-    start = Fit(torch.full((13,), -1), vectors, [1, 1, 1], 0.0, float("inf"))
+    start = Fit(torch.full((13,), -1), vectors, whole_numbers([1, 1, 1], vectors.shape[-1], 0.0), float("inf"))
     run = Run(Rows(table, block_rows=5), "run", 3, equal_ranks(1), p, start=start)
     assert len(filled) == 1
     assert run.current.assignment.tolist() == [0] * 6 + [1] * 6 + [2]
@@ -223,7 +223,7 @@ def test_rounds_stop_when_they_gain_less_than_the_tolerance() -> None:
 def test_at_the_end_every_row_is_in_its_nearest_subspace() -> None:
     run = begun(Rows(random_table(200, 6, 1)), 3, equal_ranks(2))
     run.advance(500, 0)
-    distances = squared_distances(run.rows.read(slice(0, 200)), run.best.vectors, run.best.ranks)
+    distances = squared_distances(run.rows.read(slice(0, 200)), run.best.vectors, run.best.allocation)
     assert torch.equal(distances.argmin(dim=1), run.best.assignment)
 
 
@@ -252,7 +252,9 @@ def test_distances_by_basis_and_by_complement_agree(rank: int) -> None:
     found = spectrum((rows[:10].T @ rows[:10]).unsqueeze(0), torch.float64)
     basis = found.vectors[0, :rank]
     expected = ((rows - rows @ basis.T @ basis) ** 2).sum(dim=1)
-    torch.testing.assert_close(squared_distances(rows, found.vectors, [rank])[:, 0], expected)
+    torch.testing.assert_close(
+        squared_distances(rows, found.vectors, whole_numbers([rank], rows.shape[1], 0.0))[:, 0], expected
+    )
     assert float(found.residuals()[0, rank]) == pytest.approx(float(expected[:10].sum()))
 
 

@@ -48,7 +48,7 @@ def test_neighbourhoods_are_orthonormal_and_have_no_rows_yet() -> None:
     eye = torch.eye(6, dtype=torch.float64).expand(3, 6, 6)
     torch.testing.assert_close(fit.vectors @ fit.vectors.mT, eye, atol=1e-12, rtol=0)
     assert fit.assignment.tolist() == [-1] * 70
-    assert (fit.ranks, fit.price, fit.cost) == ([2, 2, 2], 0.0, float("inf"))
+    assert (fit.ranks, fit.allocation.tolls, fit.cost) == ([2, 2, 2], [0.0, 0.0, 0.0], float("inf"))
 
 
 def test_neighbourhoods_depend_on_the_seed_alone() -> None:
@@ -62,7 +62,7 @@ def test_neighbourhoods_find_lines_at_right_angles_whichever_row_is_drawn_first(
     table = torch.eye(4, dtype=torch.float64).repeat(10, 1) * torch.arange(1, 41, dtype=torch.float64).unsqueeze(1)
     for seed in range(10):
         fit = neighbourhoods(Rows(table), 4, 1, generator(seed))
-        distances = squared_distances(table, fit.vectors, fit.ranks)
+        distances = squared_distances(table, fit.vectors, fit.allocation)
         assert sorted(distances.argmin(dim=1)[:4].tolist()) == [0, 1, 2, 3]
         assert distances.min(dim=1).values.max() < 1e-9
 
