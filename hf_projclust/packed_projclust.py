@@ -1,0 +1,239 @@
+"""A factored vocabulary table in few bits: how its bytes are read, a few rows at a time, never the whole table.
+
+Product quantisation of the coordinates, on top of the factors. The rows of a cluster are stored as
+
+    scale    one byte b: 2^((b - 128) / 16), or 0 where b is 0; the group that it scales is the row
+    bands    a byte for 1, 2, 3, 4, 6, 8 or 16 coordinates, which names a word of 256; of one coordinate the number itself
+
+and a coordinate is word * scale of the row * scale of the coordinate. Bases have 16 or 8 bits a number, or 4: a byte
+names a pair. All tensors but ``scales`` are integers, which no cast changes. They cannot be trained: ``dequantize``
+gives the float factors that can.
+
+How the bytes were chosen is not known here. This file travels with a checkpoint: it imports torch and its siblings only.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding as take
+from transformers import initialization as init
+from transformers.utils import logging
+
+from .configuration_projclust import (
+    CODEBOOK_WORDS,
+    PACKED_NAMES,
+    Band,
+    FactorLayout,
+    PackedLayout,
+)
+from .table_projclust import FactoredTable
+
+logger = logging.get_logger(__name__)
+WORD_STEPS = 24  # steps of a word's numbers in one deviation of a coordinate
+SCALE_STEPS = 16  # steps of a row's scale in a factor of two
+_SCALE_ZERO = 128
+_BASIS_STEPS = {16: 32767, 8: 127, 4: 127}
+_HEAD_ROWS = 8192  # rows that a head unpacks at once
+
+
+class PackedTable(FactoredTable):
+    """The tensors of a factored table in few bits, in place of those of floating numbers.
+
+    Attributes:
+        coefficients: Rows, cluster after cluster, uint8, flat: cluster i is a block (n_i, row bytes).
+        bases: Basis vectors, cluster after cluster and band after band, uint8, flat.
+        codebooks: Words of the codebooks in use, int8, flat: each is a block (256, numbers in a word).
+        clusters: Cluster of each token, uint8, shape (n,).
+        scales: Scale of each coordinate, cluster after cluster, shape (sum of ranks,), in the table's dtype.
+        rows: Stored row of each token, int32, shape (n,); it follows from ``clusters`` and is not saved.
+    """
+
+    layout: PackedLayout
+    codebooks: Tensor
+    clusters: Tensor
+    scales: Tensor
+    copied_names = ("rows", "clusters", "codebooks", "scales")
+
+    def _set_factors(self, layout: FactorLayout, device: torch.device, dtype: torch.dtype) -> None:
+        self.layout = layout  # type: ignore[assignment]
+        self._is_hf_initialized = False  # a dense weight that was filled before is gone
+        sizes = self.layout.num_bytes(dtype.itemsize)
+        empty = {name: torch.empty(sizes[name], device=device, dtype=torch.uint8) for name in PACKED_NAMES}
+        for name in ("coefficients", "bases"):
+            self.register_parameter(name, nn.Parameter(empty[name], requires_grad=False))
+        self.register_buffer("codebooks", empty["codebooks"].view(torch.int8))
+        self.register_buffer("clusters", empty["clusters"])
+        self.register_buffer("scales", torch.empty(sum(layout.cluster_ranks), device=device, dtype=dtype))
+        rows = torch.arange(layout.num_embeddings, device=device, dtype=torch.int32)
+        self.register_buffer("rows", rows, persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the rows that a look-up gives."""
+        return self.scales.dtype
+
+    @property
+    def requires_grad(self) -> bool:
+        """No: whole numbers have no gradient."""
+        return False
+
+    def order_rows(self) -> None:
+        """Find the stored row of each token: within a cluster, rows stand in the order of tokens."""
+        self.rows = self.clusters.argsort(stable=True).argsort().int()
+
+    def damage(self) -> str | None:
+        """What is wrong with the numbers that a checkpoint gave, with the name of the tensor; None if nothing is."""
+        for name in PACKED_NAMES:
+            tensor = getattr(self, name)
+            if name in self.layout.checksums and not tensor.is_meta:
+                found, expected = checksum(tensor), self.layout.checksums[name]
+                if found != expected:
+                    return f"{name} has the CRC-32 {found}; expected {expected}, which its config.json names"
+        if not self.scales.is_meta and not bool((self.scales.isfinite() & (self.scales >= 0)).all()):
+            return "scales has numbers that are negative, infinite or NaN; expected scales of coordinates"
+        return None
+
+    def train(self, mode: bool = True) -> Any:
+        """As in the base; says once that this table stays as it is."""
+        if mode:
+            logger.warning_once(
+                "The vocabulary table is in few bits, which are frozen: training leaves it as it is. Call "
+                "model.dequantize_factors() before training for float factors that can be trained."
+            )
+        return super().train(mode)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """Refuse what whole numbers cannot have."""
+        if requires_grad:
+            raise RuntimeError(_FROZEN)
+        return super().requires_grad_(False)
+
+    def init_factors(self, std: float) -> None:
+        """Fill what no checkpoint has filled: random bytes, of which the rows have deviation ``std`` or so."""
+        for name in ("coefficients", "bases"):
+            parameter = getattr(self, name)
+            if not getattr(parameter, "_is_hf_initialized", False):
+                with torch.no_grad():
+                    parameter.copy_(torch.randint(256, parameter.shape, dtype=torch.uint8))
+        sizes = torch.tensor(self.layout.cluster_sizes)
+        self.clusters.copy_(torch.arange(len(sizes), dtype=torch.uint8).repeat_interleave(sizes))
+        self.codebooks.copy_(torch.randint(-64, 64, self.codebooks.shape, dtype=torch.int8))
+        init.constant_(self.scales, std / max(1, max(self.layout.cluster_ranks)) ** 0.5)
+
+    def blocks(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Every cluster as it is stored: its rows (n_i, row bytes), and the bytes of its basis or None."""
+        return [self.block(number) for number in range(self.layout.num_clusters)]
+
+    def block(self, number: int) -> tuple[Tensor, Tensor | None]:
+        """One cluster of ``blocks()``, at the cost of one."""
+        layout = self.layout
+        size, width = layout.cluster_sizes[number], layout.row_bytes[number]
+        first = layout.packed_starts[number]
+        stored = self.coefficients[first : first + size * width].view(size, width)
+        if layout.cluster_ranks[number] == layout.dim:
+            return stored, None
+        first = layout.basis_starts[number]
+        return stored, self.bases[first : first + layout.basis_bytes[number]]
+
+    def unpack_rows(self, number: int, stored: Tensor) -> Tensor:
+        """Coefficients (m, j_i) of some rows of a cluster, given as they are stored."""
+        bands = self.layout.cluster_bands[number]
+        if not bands:
+            return self.scales.new_zeros(len(stored), 0)
+        parts = stored[:, 1:].split([band.num_bytes for band in bands], dim=1)
+        words = [
+            self._words(part, band.per_byte)[:, : band.num_coordinates] for part, band in zip(parts, bands, strict=True)
+        ]
+        return torch.cat(words, dim=1) * self._row_scales(stored) * self._coordinate_scales(number)
+
+    def unpack_basis(self, number: int, stored_basis: Tensor) -> Tensor:
+        """The basis (j_i, d) of a cluster, given as it is stored."""
+        bands, dim = self.layout.cluster_bands[number], self.layout.dim
+        parts = stored_basis.split([band.num_coordinates * band.vector_bytes(dim) for band in bands])
+        vectors = [self._vectors(part, band) for part, band in zip(parts, bands, strict=True)]
+        return torch.cat(vectors) if vectors else self.scales.new_zeros(0, dim)
+
+    def all_bases(self) -> Tensor:
+        """The bases of all clusters that have one, stacked, shape (sum of their ranks, d)."""
+        bases = [
+            self.unpack_basis(number, basis) for number, (_, basis) in enumerate(self.blocks()) if basis is not None
+        ]
+        return torch.cat([self.scales.new_zeros(0, self.layout.dim), *bases])
+
+    def multiply_rows(self, number: int, stored: Tensor, coordinates: Tensor) -> Tensor:
+        """Products (..., n_i) of coordinates (..., j_i) with every row of a cluster, given as they are stored."""
+        products = [coordinates @ self.unpack_rows(number, part).T for part in stored.split(_HEAD_ROWS)]
+        return torch.cat(products, dim=-1)
+
+    def float_factors(self) -> tuple[FactorLayout, dict[str, Tensor]]:
+        """The layout and the tensors of the float table that this one stands for, in its dtype."""
+        layout = self.layout
+        rows = [self.unpack_rows(number, stored).flatten() for number, (stored, _) in enumerate(self.blocks())]
+        plain = FactorLayout(layout.dim, layout.cluster_sizes, layout.cluster_ranks)
+        return plain, {"coefficients": torch.cat(rows), "bases": self.all_bases(), "rows": self.rows}
+
+    def resize(self, num_embeddings: int, new_rows: Tensor) -> None:
+        """Refuse it."""
+        raise ValueError(
+            f"the vocabulary table of {self.layout.num_embeddings:,} tokens is in few bits, and was to be resized to "
+            f"{num_embeddings:,}; expected float factors. Call model.dequantize_factors() first, or resize the dense "
+            "model and compress it again."
+        )
+
+    def set_rows(self, token_ids: Tensor, vectors: Tensor) -> None:
+        """Refuse it."""
+        raise ValueError(_FROZEN)
+
+    def _row_scales(self, stored: Tensor) -> Tensor:
+        """Scale of each of some stored rows, shape (m, 1)."""
+        steps = stored[:, :1]
+        scales = torch.exp2((steps.float() - _SCALE_ZERO) / SCALE_STEPS) * (steps > 0)
+        return scales.to(self.scales.dtype)
+
+    def _coordinate_scales(self, number: int) -> Tensor:
+        """Scale of each coordinate of a cluster, shape (j_i,)."""
+        end = sum(self.layout.cluster_ranks[: number + 1])
+        return self.scales[end - self.layout.cluster_ranks[number] : end] / WORD_STEPS
+
+    def _words(self, codes: Tensor, width: int) -> Tensor:
+        """Numbers that bytes name, shape (m, bytes * width)."""
+        if width == 1:
+            return codes.view(torch.int8).to(self.scales.dtype)
+        return take(codes.int(), self._codebook("rows", width)).flatten(1)
+
+    def _vectors(self, stored: Tensor, band: Band) -> Tensor:
+        """Basis vectors of a band, shape (its coordinates, d), with numbers from -1 to 1."""
+        dim, bits = self.layout.dim, band.basis_bits
+        codes = stored.view(band.num_coordinates, band.vector_bytes(dim))
+        if bits == 4:
+            numbers = take(codes.int(), self._codebook("bases", 2)).flatten(1)[:, :dim]
+        elif bits == 8:
+            numbers = codes.view(torch.int8).to(self.scales.dtype)
+        else:
+            numbers = codes[:, 1::2].view(torch.int8).float() * 256 + codes[:, ::2].float()
+        return (numbers / _BASIS_STEPS[bits]).to(self.scales.dtype)
+
+    def _codebook(self, of: str, width: int) -> Tensor:
+        """Words of a codebook, shape (256, numbers in a word)."""
+        first = 0
+        for key in self.layout.codebooks:
+            size = CODEBOOK_WORDS * key[1]
+            if key == (of, width):
+                return self.codebooks[first : first + size].view(CODEBOOK_WORDS, width).to(self.scales.dtype)
+            first += size
+        raise KeyError((of, width))
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of the bytes of a tensor of whole numbers of one byte."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+
+
+_FROZEN = (
+    "the vocabulary table is in few bits, which cannot be trained or written; expected float factors. Call "
+    "model.dequantize_factors() first."
+)
