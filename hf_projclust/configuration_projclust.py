@@ -16,7 +16,8 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -32,6 +33,7 @@ CODE_FILES = (
     "embedding_projclust.py",
     "head_projclust.py",
     "modeling_projclust.py",
+    "places_projclust.py",
     "table_projclust.py",
     "weight_projclust.py",
 )
@@ -67,6 +69,9 @@ class FactorLayout:
     dim: int
     cluster_sizes: tuple[int, ...]
     cluster_ranks: tuple[int, ...]
+    row_ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # where each cluster ends among the
+    coefficient_ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # stored rows, coefficients
+    basis_ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # and rows of stacked bases
 
     def __post_init__(self) -> None:
         """Check the numbers before any memory is reserved for them."""
@@ -92,6 +97,9 @@ class FactorLayout:
                 f"expected sizes >= 0 and ranks from 0 to dim={self.dim}. "
                 "The config.json is damaged: fetch the checkpoint again."
             )
+        object.__setattr__(self, "row_ends", tuple(accumulate(self.cluster_sizes)))
+        object.__setattr__(self, "coefficient_ends", tuple(accumulate(self.coefficient_counts)))
+        object.__setattr__(self, "basis_ends", tuple(accumulate(self.basis_ranks)))
 
     @classmethod
     def from_dict(cls, fields: Any) -> FactorLayout:

@@ -114,7 +114,7 @@ def test_look_up_equals_nn_embedding_forward_and_backward(layout: FactorLayout) 
 def test_both_ways_of_looking_up_agree(layout: FactorLayout) -> None:
     table = embedding(layout)
     rows = torch.arange(layout.num_embeddings).repeat(2)[torch.randperm(2 * layout.num_embeddings)]
-    torch.testing.assert_close(table._look_up_grouped(rows), table._look_up_all_clusters(rows))
+    torch.testing.assert_close(table._look_up_grouped(rows), table._look_up_static(rows))
 
 
 @settings(max_examples=60, deadline=None)
