@@ -16,14 +16,16 @@ from wrapt import when_imported, wrap_function_wrapper
 
 if TYPE_CHECKING:
     from .compression import compress, decompress
-    from .configuration_projclust import FactorLayout, ProjClustCheckpointError, ProjClustConfig
+    from .configuration_projclust import ProjClustConfig
+    from .layout_projclust import FactorLayout, PackedLayout, ProjClustCheckpointError
 
 __version__ = "0.1.0"
-__all__ = ["FactorLayout", "ProjClustCheckpointError", "ProjClustConfig", "compress", "decompress"]
+__all__ = ["FactorLayout", "PackedLayout", "ProjClustCheckpointError", "ProjClustConfig", "compress", "decompress"]
 
 _HOMES = {
-    "FactorLayout": "configuration_projclust",
-    "ProjClustCheckpointError": "configuration_projclust",
+    "FactorLayout": "layout_projclust",
+    "PackedLayout": "layout_projclust",
+    "ProjClustCheckpointError": "layout_projclust",
     "ProjClustConfig": "configuration_projclust",
     "compress": "compression",
     "decompress": "compression",

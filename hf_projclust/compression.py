@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .configuration_projclust import FORMAT_VERSION, projclust_config_class
+from .configuration_projclust import format_version, projclust_config_class
 from .factoring import factor_table
 from .inputs import check_config_class, dense_tables, own_model, tables_to_factor
 from .loading import load_model_without_tables, load_tokenizer
@@ -175,7 +175,7 @@ def compress(
     config_class = projclust_config_class(type(model.config))
     config = _with_class(model.config, config_class)
     config.projclust = {
-        "format_version": FORMAT_VERSION,
+        "format_version": format_version({name: found.layout for name, found in factors.items()}),
         **{name: found.layout.to_dict() for name, found in factors.items()},
         "solver": {name: found.record for name, found in factors.items()},
         "provenance": provenance(
@@ -219,7 +219,7 @@ def decompress(model_or_path: PreTrainedModel | str | Path) -> Any:
             "Use the model as it is."
         )
     tables = factored_tables(model)
-    names_of_factors = {f"{name}.{part}" for name in tables for part in ("coefficients", "bases", "rows")}
+    names_of_factors = {f"{name}.{part}" for name, table in tables.items() for part in (*table.stored_names, "rows")}
     state_dict = {key: tensor.clone() for key, tensor in model.state_dict().items() if key not in names_of_factors}
     dense: dict[int, Tensor] = {}
     for name, table in tables.items():
@@ -264,7 +264,7 @@ def _build(model_class: Any, config: Any, state_dict: dict[str, Tensor], *, like
             parameter.data = state_dict[name]
         if name not in requires_grad:  # factors follow the dense weight that they stand for, and the other way round
             requires_grad[name] = next(like.get_submodule(name.rpartition(".")[0]).parameters()).requires_grad
-        parameter.requires_grad_(requires_grad[name])
+        parameter.requires_grad_(requires_grad[name] and parameter.is_floating_point())
     model.name_or_path = model.config.name_or_path = like.name_or_path
     # How the names and tensors of the file differ from those in memory, which a load from memory cannot know.
     model._weight_conversions = getattr(like, "_weight_conversions", None)

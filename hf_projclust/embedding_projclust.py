@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import maybe_autocast
 
-from .configuration_projclust import PREFIX, FactorLayout
+from .configuration_projclust import PREFIX
 from .head_projclust import ProjClustHead
-from .table_projclust import FactoredTable, reconstruct
+from .layout_projclust import FactorLayout, PackedLayout
+from .packed_projclust import PackedTable
+from .places_projclust import clusters_at, is_traced, of_clusters
+from .table_projclust import FactoredTable
 
-_MADE_CLASSES: dict[type, Any] = {}
+_MADE_CLASSES: dict[tuple[type, bool], type[FactoredTable]] = {}
 
 
 class ProjClustEmbedding(FactoredTable, nn.Embedding):
@@ -49,41 +52,40 @@ class ProjClustEmbedding(FactoredTable, nn.Embedding):
 
     def _look_up(self, token_ids: Tensor) -> Tensor:
         stored_rows = self.rows.index_select(0, token_ids)  # (m,)
-        # The number of tokens in a cluster is data: a compiled or traced graph must not hold it.
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or token_ids.is_meta:
-            return self._look_up_all_clusters(stored_rows)
+        # The number of tokens in a cluster is data: a traced graph must not hold it, nor another device wait for it.
+        if is_traced(token_ids) or token_ids.device.type != "cpu":
+            return self._look_up_static(stored_rows)
         return self._look_up_grouped(stored_rows)
 
     def _look_up_grouped(self, stored_rows: Tensor) -> Tensor:
         """One product a cluster, with the tokens of that cluster only."""
         layout = self.layout
-        cluster_ends = torch.tensor(layout.cluster_sizes, device=stored_rows.device).cumsum(0)
+        cluster_ends = torch.tensor(layout.row_ends, device=stored_rows.device)
         in_order, order = stored_rows.long().sort()
         group_ends = torch.searchsorted(in_order, cluster_ends).tolist()
         vectors, first, first_row = [], 0, 0
-        for (coefficients, basis), last, size in zip(self.blocks(), group_ends, layout.cluster_sizes, strict=True):
+        for number, (stored, stored_basis) in enumerate(self.blocks()):
+            last, end_row = group_ends[number], layout.row_ends[number]
             local_rows = in_order[first:last] - first_row
-            vectors.append(reconstruct(coefficients.index_select(0, local_rows), basis))  # (m_i, d)
-            first, first_row = last, first_row + size
+            vectors.append(self.reconstruct(number, stored.index_select(0, local_rows), stored_basis))  # (m_i, d)
+            first, first_row = last, end_row
         return torch.cat(vectors).index_select(0, order.argsort())  # (m, d)
 
-    def _look_up_all_clusters(self, stored_rows: Tensor) -> Tensor:
-        """Static shapes for compilers: every cluster looks up every token, and the right one is kept."""
-        total = self.bases.new_zeros(stored_rows.shape[0], self.layout.dim)
-        first_row = 0
-        for (coefficients, basis), size in zip(self.blocks(), self.layout.cluster_sizes, strict=True):
-            if size:
-                local_rows = stored_rows - first_row
-                inside = ((local_rows >= 0) & (local_rows < size)).unsqueeze(-1)  # (m, 1)
-                # A look-up in one number is more than inductor can turn into threaded code; one row needs none.
-                candidates = (
-                    coefficients.expand(local_rows.shape[0], -1)
-                    if size == 1
-                    else coefficients.index_select(0, local_rows.clamp(0, size - 1))
-                )
-                total = torch.where(inside, reconstruct(candidates, basis), total)
-            first_row += size
-        return total
+    def _look_up_static(self, stored_rows: Tensor) -> Tensor:
+        """One product with all bases: shapes do not depend on the tokens, and the host waits for nothing."""
+        layout = self.layout
+        clusters = clusters_at(stored_rows, layout.row_ends)  # (m,)
+        rows = self.padded_rows(stored_rows, clusters)  # (m, j_max)
+        columns = torch.arange(layout.basis_ends[-1], device=stored_rows.device)
+        owners = clusters_at(columns, layout.basis_ends)  # (J,)
+        starts = [end - rank for end, rank in zip(layout.basis_ends, layout.basis_ranks, strict=True)]
+        spread = rows.index_select(1, columns - of_clusters(starts, owners))  # (m, J)
+        is_own = clusters.unsqueeze(1) == owners  # (m, J)
+        vectors = spread.masked_fill(~is_own, 0) @ self.all_bases()
+        if layout.dim not in layout.cluster_ranks:
+            return vectors
+        is_whole = of_clusters(layout.cluster_ranks, clusters) == layout.dim
+        return torch.where(is_whole.unsqueeze(1), rows, vectors)
 
     def resize(self, num_embeddings: int, new_rows: Tensor) -> None:
         """As in the base; a padding token that is dropped is one no more."""
@@ -104,9 +106,9 @@ class ProjClustEmbedding(FactoredTable, nn.Embedding):
                         coefficients[row] = 0
                     row -= size
 
-    def __reduce__(self) -> tuple[Callable[..., ProjClustEmbedding], tuple[type], dict[str, Any]]:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[type, bool], dict[str, Any]]:
         """Pickle by the native class: the made subclass cannot be found by name."""
-        return _empty_embedding, (self.native_class,), self.__dict__
+        return _empty_embedding, (self.native_class, isinstance(self, PackedTable)), self.__dict__
 
 
 def factor_in_place(module: nn.Module, layout: FactorLayout) -> None:
@@ -123,11 +125,9 @@ def factor_in_place(module: nn.Module, layout: FactorLayout) -> None:
     """
     check_factorable(module)
     weight: Any = module.weight
-    counterpart: type[FactoredTable] = (
-        _embedding_class(type(module)) if isinstance(module, nn.Embedding) else ProjClustHead
-    )
+    is_packed = isinstance(layout, PackedLayout)
     del module.weight
-    module.__class__ = counterpart
+    module.__class__ = _counterpart(type(module), is_packed)
     module._set_factors(layout, weight.device, weight.dtype)  # type: ignore[operator]
 
 
@@ -166,16 +166,39 @@ def dense_counterpart(module: Any) -> Any:
     return dense
 
 
-def _embedding_class(native_class: type[nn.Embedding]) -> type[ProjClustEmbedding]:
-    if native_class is nn.Embedding:
-        return ProjClustEmbedding
-    if native_class not in _MADE_CLASSES:
-        attributes = {"__module__": __name__, "native_class": native_class}
-        bases = (native_class, ProjClustEmbedding)
-        _MADE_CLASSES[native_class] = type(f"{PREFIX}{native_class.__name__}", bases, attributes)
-    return _MADE_CLASSES[native_class]
+def unpack_in_place(module: Any, factors: dict[str, nn.Parameter]) -> None:
+    """Turn a factored module in few bits into one of floating numbers.
+
+    Args:
+        module: A factored module in few bits.
+        factors: Its ``coefficients`` and ``bases`` as floating numbers: the same objects for modules that are tied.
+    """
+    layout, rows = module.layout, module.rows
+    native: type[nn.Module] = getattr(module, "native_class", nn.Linear)
+    for name in (*module.stored_names, "rows"):
+        delattr(module, name)
+    module.__class__ = _counterpart(native, is_packed=False)
+    module.layout = FactorLayout(layout.dim, layout.cluster_sizes, layout.cluster_ranks)
+    for name, factor in factors.items():
+        module.register_parameter(name, factor)
+    module.register_buffer("rows", rows)
 
 
-def _empty_embedding(native_class: type[nn.Embedding]) -> ProjClustEmbedding:
-    embedding_class = _embedding_class(native_class)
+def _counterpart(native_class: type[nn.Module], is_packed: bool) -> type[FactoredTable]:
+    """The class that stands in for a native one: look-up or head, of floating numbers or in few bits."""
+    key = (native_class, is_packed)
+    if key not in _MADE_CLASSES:
+        layer: type[FactoredTable] = ProjClustEmbedding if issubclass(native_class, nn.Embedding) else ProjClustHead
+        bases = (PackedTable, layer) if is_packed else (layer,)
+        attributes: dict[str, Any] = {"__module__": __name__}
+        if layer is ProjClustEmbedding:
+            attributes["native_class"] = native_class
+            bases = bases if native_class is nn.Embedding else (native_class, *bases)
+        name = f"{PREFIX}{'Packed' if is_packed else ''}{native_class.__name__}"
+        _MADE_CLASSES[key] = layer if bases == (layer,) else type(name, bases, attributes)
+    return _MADE_CLASSES[key]
+
+
+def _empty_embedding(native_class: type[nn.Embedding], is_packed: bool) -> Any:
+    embedding_class = _counterpart(native_class, is_packed)
     return embedding_class.__new__(embedding_class)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .configuration_projclust import FactorLayout
+from .layout_projclust import FactorLayout
 from .options import FactoringOptions
 from .packing import pack, share
 from .resources import Resources

@@ -32,11 +32,11 @@ class ProjClustHead(FactoredTable):
         Returns:
             Logits in the order of the vocabulary, shape (..., num_embeddings).
         """
-        projected = (input @ self.bases.T).split(self.layout.basis_ranks, dim=-1)  # k of (..., j_i)
+        projected = (input @ self.all_bases().T).split(self.layout.basis_ranks, dim=-1)  # k of (..., j_i)
         stored = torch.cat(
             [
-                (input if basis is None else coordinates) @ coefficients.T  # (..., n_i)
-                for (coefficients, basis), coordinates in zip(self.blocks(), projected, strict=True)
+                self.multiply_rows(number, stored, input if stored_basis is None else projected[number])  # (..., n_i)
+                for number, (stored, stored_basis) in enumerate(self.blocks())
             ],
             dim=-1,
         )

@@ -41,11 +41,12 @@ from transformers.models.auto.auto_factory import _LazyAutoMapping
 
 from .configuration_projclust import (
     PREFIX,
-    ProjClustCheckpointError,
     ProjClustConfigMixin,
     projclust_config_class,
 )
-from .embedding_projclust import dense_counterpart, factor_in_place
+from .embedding_projclust import dense_counterpart, factor_in_place, unpack_in_place
+from .layout_projclust import ProjClustCheckpointError
+from .packed_projclust import PackedTable
 from .table_projclust import FACTOR_NAMES, FactoredTable, in_place_of_dense_weight
 
 _MADE_CLASSES: dict[tuple[type, type], Any] = {}
@@ -98,6 +99,8 @@ class ProjClustModelMixin(_NativeModel):
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Tie as the native class does; then give tied modules the row order of the stored one."""
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
+        for factored in factored_tables(self).values():
+            factored.order_rows()
         for target, source in self._tied_rows.items():
             table, stored = _owner(self, target), _owner(self, source)
             if not (isinstance(table, FactoredTable) and isinstance(stored, FactoredTable)):
@@ -110,10 +113,11 @@ class ProjClustModelMixin(_NativeModel):
                 )
             # Parameters that are offloaded are on the meta device between uses; buffers are not.
             device = stored.rows.device if table.coefficients.is_meta else table.coefficients.device
-            # A copy: what saves sharded models would write both names, and refuses names that share memory.
-            table.rows = stored.rows.to(device, copy=True)
-            if missing_keys is not None:
-                missing_keys.discard(target)
+            for name in table.copied_names:
+                # A copy: what saves sharded models would write both names, and refuses names that share memory.
+                setattr(table, name, getattr(stored, name).to(device, copy=True))
+                if missing_keys is not None:
+                    missing_keys.discard(f"{target.removesuffix('rows')}{name}")
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -197,6 +201,33 @@ class ProjClustModelMixin(_NativeModel):
             for keys in (loading_info.missing_keys, loading_info.mismatched_keys, loading_info.unexpected_keys):
                 keys.clear()
             raise ProjClustCheckpointError(f"{self.config.name_or_path}: {damage}")
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """As in the native class; tables in few bits, which cannot be trained, stay frozen."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(requires_grad and parameter.is_floating_point())
+        return self
+
+    def dequantize_factors(self) -> Any:
+        """Put float factors in the place of those in few bits, in this model, so that they can be trained.
+
+        They give the same outputs, up to rounding, and take as much memory as float factors of the same ranks. A model
+        without factors in few bits is left as it is.
+
+        Returns:
+            This model.
+        """
+        layouts, done = dict(self.config.factor_layouts), {}
+        for name, modules in vocabulary_modules(self).items():
+            packed = [module for module in modules if isinstance(module, PackedTable)]
+            for module in packed:
+                shared = id(module.coefficients)
+                if shared not in done:
+                    layouts[name], tensors = module.float_factors()
+                    done[shared] = {part: nn.Parameter(tensors[part]) for part in FACTOR_NAMES}
+                unpack_in_place(module, done[shared])
+        self.config.set_factor_layouts(layouts)
+        return self
 
     def _resize_token_embeddings(
         self, new_num_tokens: int | None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -393,9 +424,19 @@ def _factor_vocabulary(model: Any) -> None:
         for modules in factored.values()
         for module in modules[1:]
     }
-    model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or []) | set(model._tied_rows)
+    _ignore_copies_on_save(model)
     marks = [rf"(^|\.){re.escape(name)}\.weight$" for name in factored_tables(model)]
     model._keys_to_ignore_on_load_unexpected = [*(model._keys_to_ignore_on_load_unexpected or []), *marks]
+
+
+def _ignore_copies_on_save(model: Any) -> None:
+    """Save buffers once, with the first module of a group."""
+    copies = {
+        f"{target.removesuffix('rows')}{name}"
+        for target in model._tied_rows
+        for name in model.get_submodule(target.rpartition(".")[0]).copied_names
+    }
+    model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or []) | copies
 
 
 def _untie_head(model: Any) -> None:
@@ -468,14 +509,13 @@ def _check_tables(model: Any) -> None:
 
 def _damage(tables: dict[str, FactoredTable], loading_info: Any, *, may_leave_over: bool) -> str | None:
     """What is wrong with the factors that a checkpoint gave, or None."""
-    parts = (*FACTOR_NAMES, "rows")
-    keys = {f"{name}.{part}" for name in tables for part in parts}
+    keys = {f"{name}.{part}" for name, table in tables.items() for part in table.stored_names}
     if missing := sorted(keys & set(loading_info.missing_keys)):
         return (
             f"the checkpoint has no {', '.join(missing)}; expected every factor of the vocabulary table. Without it "
             "the table would be random: fetch or save the checkpoint again."
         )
-    left_over = sorted(key for key in loading_info.unexpected_keys if key.rpartition(".")[2] in parts)
+    left_over = sorted(key for key in loading_info.unexpected_keys if key.rpartition(".")[2] in FACTOR_NAMES)
     if left_over and not may_leave_over:
         return (
             f"the checkpoint has {', '.join(left_over)}, for which this model has no factored table; expected the "
@@ -489,18 +529,9 @@ def _damage(tables: dict[str, FactoredTable], loading_info: Any, *, may_leave_ov
                 "config.json. One of the two files is damaged: fetch or save the checkpoint again."
             )
     for name, table in tables.items():
-        if not table.rows.is_meta and not _is_permutation(table.rows):
-            return (
-                f"{name}.rows assigns tokens to stored rows {int(table.rows.min())} to {int(table.rows.max())}; "
-                f"expected each of 0 to {len(table.rows) - 1} once. The checkpoint is damaged: fetch or save it "
-                "again."
-            )
+        if damage := table.damage():
+            return f"{name}.{damage}. The checkpoint is damaged: fetch or save it again."
     return None
-
-
-def _is_permutation(rows: torch.Tensor) -> bool:
-    in_order = torch.arange(len(rows), device=rows.device, dtype=rows.dtype)
-    return torch.equal(rows.sort().values, in_order)
 
 
 def __getattr__(name: str) -> type:

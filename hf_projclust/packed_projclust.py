@@ -3,13 +3,14 @@
 Product quantisation of the coordinates, on top of the factors. The rows of a cluster are stored as
 
     scale    one byte b: 2^((b - 128) / 16), or 0 where b is 0; the group that it scales is the row
-    bands    a byte for 1, 2, 3, 4, 6, 8 or 16 coordinates, which names a word of 256; of one coordinate the number itself
+    bands    a byte for 1, 2, 3, 4, 6, 8 or 16 coordinates, which names a word of 256; of one it is the number itself
 
 and a coordinate is word * scale of the row * scale of the coordinate. Bases have 16 or 8 bits a number, or 4: a byte
 names a pair. All tensors but ``scales`` are integers, which no cast changes. They cannot be trained: ``dequantize``
 gives the float factors that can.
 
-How the bytes were chosen is not known here. This file travels with a checkpoint: it imports torch and its siblings only.
+How the bytes were chosen is not known here. This file travels with a checkpoint: it imports torch, transformers and its
+siblings only.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn.functional import embedding as take
 from transformers import initialization as init
 from transformers.utils import logging
 
-from .configuration_projclust import (
+from .layout_projclust import (
     CODEBOOK_WORDS,
     PACKED_NAMES,
     Band,
@@ -56,6 +57,7 @@ class PackedTable(FactoredTable):
     codebooks: Tensor
     clusters: Tensor
     scales: Tensor
+    stored_names = (*PACKED_NAMES, "scales")
     copied_names = ("rows", "clusters", "codebooks", "scales")
 
     def _set_factors(self, layout: FactorLayout, device: torch.device, dtype: torch.dtype) -> None:
@@ -93,6 +95,10 @@ class PackedTable(FactoredTable):
                 found, expected = checksum(tensor), self.layout.checksums[name]
                 if found != expected:
                     return f"{name} has the CRC-32 {found}; expected {expected}, which its config.json names"
+        if not self.clusters.is_meta:
+            sizes = self.clusters.bincount(minlength=self.layout.num_clusters).tolist()
+            if sizes != list(self.layout.cluster_sizes):
+                return f"clusters has {sizes} tokens; expected {list(self.layout.cluster_sizes)} as in its config.json"
         if not self.scales.is_meta and not bool((self.scales.isfinite() & (self.scales >= 0)).all()):
             return "scales has numbers that are negative, infinite or NaN; expected scales of coordinates"
         return None
@@ -117,11 +123,10 @@ class PackedTable(FactoredTable):
         for name in ("coefficients", "bases"):
             parameter = getattr(self, name)
             if not getattr(parameter, "_is_hf_initialized", False):
-                with torch.no_grad():
-                    parameter.copy_(torch.randint(256, parameter.shape, dtype=torch.uint8))
+                init.copy_(parameter, torch.randint(256, parameter.shape, dtype=torch.uint8))
         sizes = torch.tensor(self.layout.cluster_sizes)
-        self.clusters.copy_(torch.arange(len(sizes), dtype=torch.uint8).repeat_interleave(sizes))
-        self.codebooks.copy_(torch.randint(-64, 64, self.codebooks.shape, dtype=torch.int8))
+        init.copy_(self.clusters, torch.arange(len(sizes)).to(torch.uint8).repeat_interleave(sizes))
+        init.copy_(self.codebooks, torch.randint(-64, 64, self.codebooks.shape, dtype=torch.int8))
         init.constant_(self.scales, std / max(1, max(self.layout.cluster_ranks)) ** 0.5)
 
     def blocks(self) -> list[tuple[Tensor, Tensor | None]]:
@@ -132,12 +137,12 @@ class PackedTable(FactoredTable):
         """One cluster of ``blocks()``, at the cost of one."""
         layout = self.layout
         size, width = layout.cluster_sizes[number], layout.row_bytes[number]
-        first = layout.packed_starts[number]
-        stored = self.coefficients[first : first + size * width].view(size, width)
+        end = layout.coefficient_byte_ends[number]
+        stored = self.coefficients[end - size * width : end].view(size, width)
         if layout.cluster_ranks[number] == layout.dim:
             return stored, None
-        first = layout.basis_starts[number]
-        return stored, self.bases[first : first + layout.basis_bytes[number]]
+        end = layout.basis_byte_ends[number]
+        return stored, self.bases[end - layout.basis_bytes[number] : end]
 
     def unpack_rows(self, number: int, stored: Tensor) -> Tensor:
         """Coefficients (m, j_i) of some rows of a cluster, given as they are stored."""
@@ -164,6 +169,18 @@ class PackedTable(FactoredTable):
         ]
         return torch.cat([self.scales.new_zeros(0, self.layout.dim), *bases])
 
+    def padded_rows(self, stored_rows: Tensor, clusters: Tensor) -> Tensor:
+        """As in the base: each cluster unpacks a row for every token, and the right one is kept."""
+        layout, widest = self.layout, max(self.layout.cluster_ranks)
+        padded = self.scales.new_zeros(stored_rows.shape[0], widest)
+        for number, (size, rank) in enumerate(zip(layout.cluster_sizes, layout.cluster_ranks, strict=True)):
+            if size and rank:
+                local_rows = (stored_rows - layout.row_ends[number] + size).clamp(0, size - 1)
+                rows = self.unpack_rows(number, self.block(number)[0].index_select(0, local_rows))
+                rows = torch.nn.functional.pad(rows, (0, widest - rank))
+                padded = torch.where((clusters == number).unsqueeze(1), rows, padded)
+        return padded
+
     def multiply_rows(self, number: int, stored: Tensor, coordinates: Tensor) -> Tensor:
         """Products (..., n_i) of coordinates (..., j_i) with every row of a cluster, given as they are stored."""
         products = [coordinates @ self.unpack_rows(number, part).T for part in stored.split(_HEAD_ROWS)]
@@ -173,8 +190,10 @@ class PackedTable(FactoredTable):
         """The layout and the tensors of the float table that this one stands for, in its dtype."""
         layout = self.layout
         rows = [self.unpack_rows(number, stored).flatten() for number, (stored, _) in enumerate(self.blocks())]
-        plain = FactorLayout(layout.dim, layout.cluster_sizes, layout.cluster_ranks)
-        return plain, {"coefficients": torch.cat(rows), "bases": self.all_bases(), "rows": self.rows}
+        return (
+            FactorLayout(layout.dim, layout.cluster_sizes, layout.cluster_ranks),
+            {"coefficients": torch.cat(rows), "bases": self.all_bases(), "rows": self.rows},
+        )
 
     def resize(self, num_embeddings: int, new_rows: Tensor) -> None:
         """Refuse it."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .configuration_projclust import FactorLayout
+from .layout_projclust import FactorLayout
 from .solvers import ProjectiveClustering, Rows, lp_coefficients
 
 

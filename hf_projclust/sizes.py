@@ -15,7 +15,8 @@ from huggingface_hub import get_local_safetensors_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from transformers import AutoConfig
 
-from .configuration_projclust import ProjClustCheckpointError, ProjClustConfigMixin
+from .configuration_projclust import ProjClustConfigMixin
+from .layout_projclust import ProjClustCheckpointError
 from .loading import check_source, model_class
 from .modeling_projclust import factored_tables
 from .table_projclust import FACTOR_NAMES

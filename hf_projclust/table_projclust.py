@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .configuration_projclust import FactorLayout
+from .layout_projclust import FactorLayout
+from .places_projclust import of_clusters
 from .weight_projclust import WEIGHT_IS_READ_ONLY, stand_in
 
 FACTOR_NAMES = ("coefficients", "bases")
@@ -35,6 +36,8 @@ class FactoredTable(nn.Module):
     coefficients: nn.Parameter
     bases: nn.Parameter
     rows: Tensor
+    stored_names: tuple[str, ...] = ("coefficients", "bases", "rows")  # what a file has of it
+    copied_names: tuple[str, ...] = ("rows",)  # buffers, of which each tied module has a copy
     _is_hf_initialized: bool  # Transformers' mark of a module whose weights are filled
 
     def _set_factors(self, layout: FactorLayout, device: torch.device, dtype: torch.dtype) -> None:
@@ -45,6 +48,30 @@ class FactoredTable(nn.Module):
         self.bases = nn.Parameter(torch.empty(num_basis_rows, layout.dim, device=device, dtype=dtype))
         self.register_buffer(
             "rows", torch.arange(layout.num_embeddings, device=device, dtype=torch.int32), persistent=True
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the rows that a look-up gives."""
+        return self.coefficients.dtype
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether the dense table that the factors stand for would have a gradient."""
+        return self.coefficients.requires_grad
+
+    def order_rows(self) -> None:
+        """Find what follows from other buffers: nothing."""
+
+    def damage(self) -> str | None:
+        """What is wrong with the numbers that a checkpoint gave, with the name of the tensor; None if nothing is."""
+        rows = self.rows
+        in_order = torch.arange(len(rows), device=rows.device, dtype=rows.dtype)
+        if rows.is_meta or torch.equal(rows.sort().values, in_order):
+            return None
+        return (
+            f"rows assigns tokens to stored rows {int(rows.min())} to {int(rows.max())}; expected each of 0 to "
+            f"{len(rows) - 1} once"
         )
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -70,7 +97,7 @@ class FactoredTable(nn.Module):
         init.normal_(self.bases, std=self.layout.dim**-0.5)
 
     def blocks(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Coefficients (n_i, j_i) and basis (j_i, d) of each cluster; the basis is None where j_i = d."""
+        """Every cluster as it is stored: its rows (n_i, j_i), and its basis (j_i, d), which is None where j_i = d."""
         layout = self.layout
         # One split for all clusters: its backward joins the gradients once, where slices would pad each to full size.
         coefficients = self.coefficients.split(layout.coefficient_counts)
@@ -80,6 +107,57 @@ class FactoredTable(nn.Module):
             (flat.view(size, rank), basis if rank < layout.dim else None)
             for (size, rank), flat, basis in zip(shapes, coefficients, bases, strict=True)
         ]
+
+    def block(self, number: int) -> tuple[Tensor, Tensor | None]:
+        """One cluster of ``blocks()``, at the cost of one."""
+        layout = self.layout
+        size, rank = layout.cluster_sizes[number], layout.cluster_ranks[number]
+        end = layout.coefficient_ends[number]
+        stored = self.coefficients[end - size * rank : end].view(size, rank)
+        if rank == layout.dim:
+            return stored, None
+        end = layout.basis_ends[number]
+        return stored, self.bases[end - rank : end]
+
+    def unpack_rows(self, number: int, stored: Tensor) -> Tensor:
+        """Coefficients (m, j_i) of some rows of a cluster, given as they are stored."""
+        return stored
+
+    def unpack_basis(self, number: int, stored_basis: Tensor) -> Tensor:
+        """The basis (j_i, d) of a cluster, given as it is stored."""
+        return stored_basis
+
+    def all_bases(self) -> Tensor:
+        """The bases of all clusters that have one, stacked, shape (sum of their ranks, d)."""
+        return self.bases
+
+    def padded_rows(self, stored_rows: Tensor, clusters: Tensor) -> Tensor:
+        """Coefficients of rows of any clusters, with shapes that do not depend on which, and no host synchronisation.
+
+        Args:
+            stored_rows: Places of rows in the order that they are stored in, shape (m,).
+            clusters: The cluster of each, int64, shape (m,).
+
+        Returns:
+            Coefficients, shape (m, j_max). What stands beyond the rank of a row's cluster means nothing.
+        """
+        layout, widest = self.layout, max(self.layout.cluster_ranks)
+        if layout.coefficient_ends[-1] < 2:  # a look-up in one number is more than inductor makes threaded code of
+            return self.coefficients.sum().expand(stored_rows.shape[0], widest)
+        shapes = zip(layout.coefficient_ends, layout.row_ends, layout.cluster_ranks, strict=True)
+        origins = [coefficient_end - row_end * rank for coefficient_end, row_end, rank in shapes]
+        first = of_clusters(origins, clusters) + stored_rows * of_clusters(layout.cluster_ranks, clusters)
+        places = first.unsqueeze(1) + torch.arange(widest, device=first.device)  # (m, j_max)
+        return self.coefficients[places.clamp(max=layout.coefficient_ends[-1] - 1)]
+
+    def multiply_rows(self, number: int, stored: Tensor, coordinates: Tensor) -> Tensor:
+        """Products (..., n_i) of coordinates (..., j_i) with every row of a cluster, given as they are stored."""
+        return coordinates @ stored.T
+
+    def reconstruct(self, number: int, stored: Tensor, stored_basis: Tensor | None) -> Tensor:
+        """Some rows of the dense table, shape (m, d), of rows of a cluster and its basis, given as they are stored."""
+        rows = self.unpack_rows(number, stored)
+        return rows if stored_basis is None else rows @ self.unpack_basis(number, stored_basis)
 
     def resize(self, num_embeddings: int, new_rows: Tensor) -> None:
         """Keep the first tokens and add new ones, whose rows are stored as they are, in a last cluster of rank d.
@@ -144,7 +222,7 @@ class FactoredTable(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """Build the dense table, shape (n, d), differentiably."""
-        stored = torch.cat([reconstruct(coefficients, basis) for coefficients, basis in self.blocks()])
+        stored = torch.cat([self.reconstruct(number, *block) for number, block in enumerate(self.blocks())])
         return stored.index_select(0, self.rows)
 
     @property
@@ -175,8 +253,3 @@ def in_place_of_dense_weight() -> Tensor:
     A native class that is pointed at the file refuses the shape, where it would fill in at random what is missing.
     """
     return torch.zeros(1, dtype=torch.uint8)
-
-
-def reconstruct(coefficients: Tensor, basis: Tensor | None) -> Tensor:
-    """Map coordinates (rows, rank) in a basis (rank, dim) back to rows (rows, dim)."""
-    return coefficients if basis is None else coefficients @ basis

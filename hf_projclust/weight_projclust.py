@@ -35,22 +35,22 @@ class FactoredWeight(torch.Tensor):
     @staticmethod
     def __new__(cls: type[FactoredWeight], table: FactoredTable, detached: bool = False) -> FactoredWeight:
         """Stand in for the dense weight of ``table``."""
-        factors = table.coefficients
         weight: FactoredWeight = torch.Tensor._make_wrapper_subclass(
             cls,
             (table.layout.num_embeddings, table.layout.dim),
-            dtype=factors.dtype,
-            device=factors.device,
-            requires_grad=factors.requires_grad and not detached,
+            dtype=table.dtype,
+            device=table.coefficients.device,
+            requires_grad=table.requires_grad and not detached,
         )
         weight._table, weight._detached = table, detached
         return weight
 
     def _stands_for(self, factors: Tensor) -> bool:
         """Whether this was made for these coefficients, and as they are now."""
-        now = (factors.dtype, factors.device, factors.requires_grad, self._table.layout.num_embeddings)
+        table = self._table
+        now = (table.dtype, factors.device, table.requires_grad, table.layout.num_embeddings)
         as_made = (self.dtype, self.device, self.requires_grad, len(self))
-        return self._table.coefficients is factors and as_made == now
+        return table.coefficients is factors and as_made == now
 
     @classmethod
     def __torch_function__(

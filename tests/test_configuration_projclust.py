@@ -167,7 +167,7 @@ DAMAGES = [
     (lambda f: f.pop("projclust"), "projclust=None; expected a dictionary"),
     (lambda f: f.update(projclust=[1]), r"projclust=\[1\]; expected a dictionary"),
     (lambda f: f["projclust"].pop("embedding"), "expected a dictionary"),
-    (lambda f: f["projclust"].update(format_version=99), "format_version=99; this hf_projclust reads 1. Install"),
+    (lambda f: f["projclust"].update(format_version=99), "format_version=99; this hf_projclust reads 1 and 2. Install"),
     (lambda f: f["projclust"].pop("format_version"), "format_version=None; this"),
     (lambda f: f["projclust"]["embedding"].pop("dim"), "is described by .*; expected .*'dim'.* fetch"),
     (lambda f: f["projclust"]["embedding"].update(more=1), "is described by .*; expected"),

@@ -11,9 +11,9 @@ from torch import nn
 from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 
 from hf_projclust import weight_projclust
-from hf_projclust.configuration_projclust import FactorLayout
 from hf_projclust.embedding_projclust import factor_in_place
 from hf_projclust.head_projclust import ProjClustHead
+from hf_projclust.layout_projclust import FactorLayout
 from hf_projclust.table_projclust import FactoredTable
 
 DIM = 6
@@ -114,7 +114,7 @@ def test_look_up_equals_nn_embedding_forward_and_backward(layout: FactorLayout) 
 def test_both_ways_of_looking_up_agree(layout: FactorLayout) -> None:
     table = embedding(layout)
     rows = torch.arange(layout.num_embeddings).repeat(2)[torch.randperm(2 * layout.num_embeddings)]
-    torch.testing.assert_close(table._look_up_grouped(rows), table._look_up_all_clusters(rows))
+    torch.testing.assert_close(table._look_up_grouped(rows), table._look_up_static(rows))
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,8 +8,8 @@ from conftest import TINY_MODELS, VOCAB_SIZE, Tiny
 from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
-from hf_projclust.configuration_projclust import FactorLayout
 from hf_projclust.embedding_projclust import factor_in_place
+from hf_projclust.layout_projclust import FactorLayout
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 
 from hf_projclust import cli, compress, decompress
 
-CODE = {f"{part}_projclust.py" for part in ("configuration", "embedding", "head", "modeling", "table", "weight")}
+CODE = {
+    f"{part}_projclust.py" for part in ("configuration", "embedding", "head", "modeling", "places", "table", "weight")
+}
 
 
 def standalone(name: str, folder: Path) -> Path:
