@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .layout_projclust import FactorLayout
+from .losses import share
 from .options import FactoringOptions
-from .packing import pack, share
+from .packing import pack
 from .resources import Resources
 from .solvers import (
     Checkpoint,

@@ -36,7 +36,7 @@ from .table_projclust import FactoredTable
 logger = logging.get_logger(__name__)
 WORD_STEPS = 24  # steps of a word's numbers in one deviation of a coordinate
 SCALE_STEPS = 16  # steps of a row's scale in a factor of two
-_SCALE_ZERO = 128
+SCALE_ZERO = 128
 _BASIS_STEPS = {16: 32767, 8: 127, 4: 127}
 _HEAD_ROWS = 8192  # rows that a head unpacks at once
 
@@ -210,7 +210,7 @@ class PackedTable(FactoredTable):
     def _row_scales(self, stored: Tensor) -> Tensor:
         """Scale of each of some stored rows, shape (m, 1)."""
         steps = stored[:, :1]
-        scales = torch.exp2((steps.float() - _SCALE_ZERO) / SCALE_STEPS) * (steps > 0)
+        scales = torch.exp2((steps.float() - SCALE_ZERO) / SCALE_STEPS) * (steps > 0)
         return scales.to(self.scales.dtype)
 
     def _coordinate_scales(self, number: int) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..compression import compress
 from ..factoring import cluster_table, clusters_to_try
+from ..losses import share
 from ..options import FactoringOptions, Preset
-from ..packing import pack, share
+from ..packing import pack
 from ..resources import Resources
 from ..solvers.ranks import uniform_rank
 from ..token_counts import count_tokens

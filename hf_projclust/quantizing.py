@@ -1,0 +1,231 @@
+"""A clustering in, the packed tensors of a table in few bits out, and what is lost by them.
+
+Coordinates are product quantised, in units of their deviations and of the scale of their row. Then the bases are fitted
+to the rows once more, now that the codes are known (weighted least squares), rounded, and the rows are coded again with
+the rounded bases. Rows are read block by block. How rows were clustered, and in how many bits each coordinate is
+stored, is decided in ``solvers``; how the bytes are read is in ``packed_projclust``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .basis_codes import round_vectors, train_pairs
+from .embedding_projclust import factor_in_place
+from .layout_projclust import PACKED_NAMES, Band, PackedLayout
+from .losses import Losses
+from .packed_projclust import WORD_STEPS, checksum
+from .row_codes import as_words, decode_rows, encode_rows, rough_scales, scale_of, split_bands
+from .solvers import ProjectiveClustering, Rows, lp_coefficients
+from .solvers.codebooks import train_codebook
+from .table_projclust import FACTOR_NAMES
+
+_SAMPLED_ROWS = 8192
+_RIDGE = 1e-4  # of the mean energy of a coordinate, in the fit of a basis
+
+
+def quantize(
+    rows: Rows, weights: Tensor, clustering: ProjectiveClustering, bands: Sequence[Sequence[Band]], p: float, seed: int
+) -> tuple[PackedLayout, dict[str, Tensor], dict[str, Any]]:
+    """Make the packed tensors of a clustering.
+
+    Args:
+        rows: The table, unweighted.
+        weights: What the squared error of each row counts, shape (n,).
+        clustering: The clusters and their bases.
+        bands: How the coordinates of each cluster are stored, in their order.
+        p: In [1, 2]: coordinates are those of the least entrywise l_p error; with 2 the bases are fitted once more.
+        seed: Seed of the codebooks. Equal arguments on one machine give equal bytes.
+
+    Returns:
+        The layout; the tensors of ``packed_projclust``; and the errors of the rows that these bytes give, as ``pack``.
+    """
+    sizes = torch.bincount(clustering.assignment, minlength=len(clustering.bases)).tolist()
+    coder = _Coder(rows, weights, clustering, PackedLayout.of_bands(rows.dim, sizes, bands), p, seed)
+    if p == 2:
+        coder.fit_bases()
+    tensors = coder.packed()
+    layout = PackedLayout.of_bands(rows.dim, sizes, bands, {name: checksum(tensors[name]) for name in PACKED_NAMES})
+    return layout, tensors, _losses(rows, weights, clustering, layout, tensors, p).record()
+
+
+class _Coder:
+    """Bases and codebooks as they are stored, and the bytes of rows that follow from them.
+
+    Attributes:
+        vectors: For each cluster what a coordinate of 1 stands for, shape (j_i, d): its rounded basis, each vector as
+            long as the deviation of its coordinate.
+        codebooks: Words of rows, by the numbers in them.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        weights: Tensor,
+        clustering: ProjectiveClustering,
+        layout: PackedLayout,
+        p: float,
+        seed: int,
+    ) -> None:
+        """Begin with the bases of the clustering."""
+        self.rows, self.weights, self.layout, self.p = rows, weights.to(rows.dtype), layout, p
+        self.assignment, self.generator = clustering.assignment, torch.Generator().manual_seed(seed)
+        axes = torch.eye(rows.dim, dtype=rows.dtype, device=rows.device)
+        # A cluster of rank d has no basis of its own: its coordinates are those of the table.
+        self.directions = [axes if self._is_whole(number) else basis for number, basis in enumerate(clustering.bases)]
+        deviations = self._deviations()
+        self._take_up([basis * length for basis, length in zip(self.directions, deviations, strict=True)])
+
+    def fit_bases(self) -> None:
+        """Fit the bases to the rows by weighted least squares, given the codes of the rows."""
+        zero = torch.zeros(1, 1, dtype=torch.float64, device=self.rows.device)
+        grams = [zero.repeat(rank, rank) for rank in self.layout.cluster_ranks]
+        products = [zero.repeat(rank, self.rows.dim) for rank in self.layout.cluster_ranks]
+        for number, dense, weights in self._members():
+            coded = decode_rows(self._encoded(number, dense), self.layout.cluster_bands[number], self.codebooks)
+            weighted = coded * weights.unsqueeze(1)
+            grams[number] += weighted.T @ coded.to(weighted)
+            products[number] += weighted.T @ dense
+        fitted = []
+        for number, (gram, product) in enumerate(zip(grams, products, strict=True)):
+            ridge = _RIDGE * gram.trace() / max(1, len(gram)) + 1e-30
+            solution = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), product)
+            fitted.append(self.vectors[number] if self._is_whole(number) else solution.to(self.rows.dtype))
+        self._take_up(fitted)
+
+    def packed(self) -> dict[str, Tensor]:
+        """The tensors of the table."""
+        layout, device = self.layout, self.rows.device
+        coefficients = torch.empty(layout.coefficient_byte_ends[-1], dtype=torch.uint8, device=device)
+        filled = [0, *layout.coefficient_byte_ends[:-1]]
+        for number, dense, _ in self._members():
+            coded = self._encoded(number, dense)
+            coefficients[filled[number] : filled[number] + coded.numel()] = coded.flatten()
+            filled[number] += coded.numel()
+        none = torch.zeros(0, dtype=torch.uint8, device=device)
+        books = [self.pairs if of == "bases" else self.codebooks[width] for of, width in layout.codebooks]
+        return {
+            "coefficients": coefficients,
+            "bases": torch.cat([none, *self.basis_codes]),
+            "codebooks": torch.cat([none.view(torch.int8), *(book.flatten() for book in books)]),
+            "clusters": self.assignment.to(torch.uint8),
+            "scales": torch.cat(self.scales).to(self.rows.table.dtype),
+        }
+
+    def _members(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Block by block, the rows of each cluster that keeps any: its number, rows (m, d), and weights (m,)."""
+        for span in self.rows.spans():
+            block = self.rows.read(span)
+            for number, rank in enumerate(self.layout.cluster_ranks):
+                is_member = self.assignment[span] == number
+                if rank and is_member.any():
+                    yield number, block[is_member], self.weights[span][is_member]
+
+    def _is_whole(self, number: int) -> bool:
+        return self.layout.cluster_ranks[number] == self.layout.dim
+
+    def _deviations(self) -> list[Tensor]:
+        """Weighted deviation of each coordinate of each cluster, shape (j_i, 1)."""
+        zero = torch.zeros(1, dtype=torch.float64, device=self.rows.device)
+        energies = [zero.repeat(rank) for rank in self.layout.cluster_ranks]
+        masses = [zero.clone() for _ in energies]
+        for number, dense, weights in self._members():
+            energies[number] += weights.double() @ (dense @ self.directions[number].T).double().square()
+            masses[number] += weights.double().sum()
+        deviations = [(e / mass.clamp(min=1e-30)).sqrt() for e, mass in zip(energies, masses, strict=True)]
+        return [deviation.clamp(min=1e-12).to(self.rows.dtype).unsqueeze(1) for deviation in deviations]
+
+    def _take_up(self, fitted: list[Tensor]) -> None:
+        """Round bases, whose vectors are as long as the deviations of their coordinates, and find words for them."""
+        parts = [
+            [] if self._is_whole(number) else list(zip(bands, split_bands(basis.T, bands), strict=True))
+            for number, (bands, basis) in enumerate(zip(self.layout.cluster_bands, fitted, strict=True))
+        ]
+        in_pairs = [part.T for cluster in parts for band, part in cluster if band.basis_bits == 4]
+        self.pairs = train_pairs(in_pairs, self.generator)
+        self.vectors, self.scales, self.basis_codes = fitted, [basis.norm(dim=1) for basis in fitted], []
+        for number, cluster in enumerate(parts):
+            rounded = [round_vectors(part.T, band.basis_bits, self.pairs) for band, part in cluster]
+            if rounded:
+                self.basis_codes += [part.codes for part in rounded]
+                self.scales[number] = torch.cat([part.scales for part in rounded]).to(self.rows.table.dtype)
+                numbers = torch.cat([part.numbers for part in rounded])
+                self.vectors[number] = numbers * self.scales[number].to(numbers).unsqueeze(1)
+        self.inverses = [_inverse(vectors) for vectors in self.vectors]
+        self.codebooks = self._train()
+
+    def _coordinates(self, number: int, dense: Tensor) -> Tensor:
+        """Coordinates of rows of a cluster, in deviations, shape (m, j_i)."""
+        if self.p < 2 and not self._is_whole(number):
+            return lp_coefficients(dense, self.directions[number], self.p) / self.vectors[number].norm(dim=1)
+        return dense @ self.inverses[number]
+
+    def _encoded(self, number: int, dense: Tensor) -> Tensor:
+        """Bytes of rows of a cluster, shape (m, row bytes)."""
+        energies = self.vectors[number].square().sum(dim=1)
+        return encode_rows(
+            self._coordinates(number, dense), energies, self.layout.cluster_bands[number], self.codebooks
+        )
+
+    def _train(self) -> dict[int, Tensor]:
+        """Words for each number of coordinates a byte in use, from the rows of a sample."""
+        chosen = torch.randperm(self.rows.num_rows, generator=self.generator)[:_SAMPLED_ROWS].sort().values
+        sampled, chosen = self.rows.take(chosen), chosen.to(self.rows.device)
+        widths = [width for of, width in self.layout.codebooks if of == "rows"]
+        pools = {width: [(sampled.new_zeros(0, width), sampled.new_zeros(0))] for width in widths}
+        for number, bands in enumerate(self.layout.cluster_bands):
+            is_member = self.assignment[chosen] == number
+            if not bands or not is_member.any():
+                continue
+            coordinates = self._coordinates(number, sampled[is_member])
+            lengths = scale_of(rough_scales(coordinates, bands))  # (m, 1)
+            energies = split_bands(self.vectors[number].square().sum(dim=1).unsqueeze(0), bands)
+            for band, part, energy in zip(bands, split_bands(coordinates / lengths, bands), energies, strict=True):
+                if band.per_byte > 1:
+                    words = as_words(part, band.per_byte)  # (m, bytes, width)
+                    mass = self.weights[chosen][is_member].unsqueeze(1) * lengths.square()  # (m, 1)
+                    mass = mass * as_words(energy, band.per_byte).mean(dim=2)  # (m, bytes)
+                    pools[band.per_byte].append((words.flatten(0, 1), mass.flatten()))
+        codebooks = {}
+        for width, pool in pools.items():
+            samples, masses = (torch.cat(parts) for parts in zip(*pool, strict=True))
+            codebooks[width] = train_codebook(samples, masses, WORD_STEPS, self.generator)
+        return codebooks
+
+
+def _inverse(vectors: Tensor) -> Tensor:
+    """What gives the coordinates of rows along vectors (j, d) by least squares, shape (d, j)."""
+    gram = (vectors @ vectors.T).double()
+    ridge = 1e-9 * gram.trace() / max(1, len(gram)) + 1e-30
+    inverse = torch.linalg.inv(gram + ridge * torch.eye(len(gram)).to(gram))
+    return (vectors.T.double() @ inverse).to(vectors)
+
+
+def _losses(
+    rows: Rows,
+    weights: Tensor,
+    clustering: ProjectiveClustering,
+    layout: PackedLayout,
+    tensors: dict[str, Tensor],
+    p: float,
+) -> Losses:
+    """What is lost, by the rows that a look-up in the packed tensors gives."""
+    with torch.device("meta"):
+        module: Any = nn.Embedding(layout.num_embeddings, layout.dim, dtype=rows.table.dtype)
+    factor_in_place(module, layout)
+    for name, tensor in tensors.items():
+        setattr(module, name, nn.Parameter(tensor, requires_grad=False) if name in FACTOR_NAMES else tensor)
+    module.order_rows()
+    losses = Losses(layout.num_clusters, p)
+    for span in rows.spans():
+        dense, clusters = rows.read(span), clustering.assignment[span]
+        with torch.no_grad():
+            rebuilt = module(torch.arange(span.start, span.stop, device=rows.device))
+        for number in range(layout.num_clusters):
+            is_member = clusters == number
+            losses.add(number, dense[is_member], rebuilt[is_member], weights[span][is_member])
+    return losses
