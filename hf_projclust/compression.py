@@ -45,6 +45,10 @@ def compress(
     num_clusters: int | Literal["auto"] | None = None,
     compression: float | None = None,
     rank: int | None = None,
+    ratio: float | None = None,
+    table_bytes: int | str | None = None,
+    coefficient_bits: Literal[8, 4, 3, 2] | None = None,
+    basis_bits: Literal[16, 8] | None = None,
     adaptive_ranks: bool | None = None,
     p: float | None = None,
     token_counts: TokenCounts | None = None,
@@ -84,8 +88,15 @@ def compress(
         preset: "adaptive"; "messi" (arXiv 2010.04290); "svd"; or "robust" (arXiv 2009.05647).
         num_clusters: Number of subspaces, k, 1 to the number of tokens. "auto" takes, of 1, 2, 4, 8, ..., the number
             of the least weighted error at equal stored size after a few rounds; with ``rank`` the default is 5.
-        compression: Share of the table's numbers to save, between 0 and 1. Give this or ``rank``.
-        rank: Coordinates that each row keeps, j, 1 to the width of the table. Give this or ``compression``.
+        compression: Share of the table's numbers to save, between 0 and 1. Give this, ``rank``, ``ratio`` or
+            ``table_bytes``.
+        rank: Coordinates that each row keeps, j, 1 to the width of the table.
+        ratio: How many times smaller the table is to be than in the base checkpoint, in few bits: ranks, the bits of
+            each coordinate and the clusters are chosen under one budget of bytes. For the preset "adaptive".
+        table_bytes: The same budget as bytes, or as a size such as "3MB".
+        coefficient_bits: Bits in which coordinates are stored, after a clustering by ``compression`` or ``rank``: 8, 4,
+            3 (three in a byte, 2.67 bits) or 2, by product quantisation. By default they are floating numbers.
+        basis_bits: Bits of the numbers of bases beside ``coefficient_bits``, 16 or 8, the default.
         adaptive_ranks: Whether each cluster gets a rank of its own under one budget; not with ``rank``.
         p: Power of the distance that is summed, 1 (outlying rows count least) to 2 (least squares). Below 2 the
             coordinates of a row are those of the least entrywise l_p error, and one subspace starts from Lewis weights.
@@ -129,6 +140,10 @@ def compress(
         num_clusters=num_clusters,
         compression=compression,
         rank=rank,
+        ratio=ratio,
+        table_bytes=table_bytes,
+        coefficient_bits=coefficient_bits,
+        basis_bits=basis_bits,
         adaptive_ranks=adaptive_ranks,
         p=p,
         token_counts=token_counts,
@@ -263,7 +278,8 @@ def _build(model_class: Any, config: Any, state_dict: dict[str, Tensor], *, like
         if name in state_dict and parameter.dtype != state_dict[name].dtype:
             parameter.data = state_dict[name]
         if name not in requires_grad:  # factors follow the dense weight that they stand for, and the other way round
-            requires_grad[name] = next(like.get_submodule(name.rpartition(".")[0]).parameters()).requires_grad
+            stood_for = next(like.get_submodule(name.rpartition(".")[0]).parameters())
+            requires_grad[name] = stood_for.requires_grad or not stood_for.is_floating_point()  # few bits are no choice
         parameter.requires_grad_(requires_grad[name] and parameter.is_floating_point())
     model.name_or_path = model.config.name_or_path = like.name_or_path
     # How the names and tensors of the file differ from those in memory, which a load from memory cannot know.

@@ -20,25 +20,21 @@ from .layout_projclust import FactorLayout
 from .losses import share
 from .options import FactoringOptions
 from .packing import pack
+from .quantizing import quantize
 from .resources import Resources
+from .searching import bands_of, byte_budget, search_of
 from .solvers import (
     Checkpoint,
     ProjectiveClustering,
-    RankRule,
     Rows,
     Table,
-    adaptive_ranks,
     cluster,
-    equal_ranks,
 )
-from .solvers.ranks import number_budget, uniform_rank
 from .token_counts import count_tokens
 
 logger = logging.get_logger(__name__)
-# Bases of more clusters would take over a ninth of the stored numbers: the weighted error may still fall a little,
-# but sentence embeddings (WikiText-2, MRPC) no longer come nearer.
-ROWS_A_BASIS_ROW = 8
 _SMOOTHING = 0.1
+_Stored = tuple[FactorLayout, dict[str, Tensor], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Factors:
 
     Attributes:
         layout: Shapes of the factors.
-        tensors: ``coefficients``, ``bases`` and ``rows``, as in ``table_projclust``, in the table's dtype.
+        tensors: As in ``table_projclust``, in the table's dtype; or, in few bits, as in ``packed_projclust``.
         record: How they were found and what they keep, for the configuration.
     """
 
@@ -77,7 +73,7 @@ def factor_table(
             the limit on memory is too small for it.
     """
     num_tokens, dim = table.shape
-    clusters_to_try(num_tokens, dim, options)  # refuses what cannot be done before tokens are counted
+    search_of(table, options)  # refuses what cannot be done before tokens are counted
     use = count_tokens(options.token_counts, tokenizer, num_tokens)
     described = options.record()["token_counts"]
     with logging.tqdm(desc=f"Clustering {num_tokens:,} tokens (token counts: {described})", unit=" rounds") as progress:
@@ -88,17 +84,29 @@ def factor_table(
             progress.update()
 
         found = cluster_table(table, options, resources, use, show)
-    layout, tensors, errors = pack(found.rows, found.weights, found.clustering, options.p or 2.0)
+    p = options.p or 2.0
+    if options.is_packed:
+        bands = bands_of(found.clustering, options)
+        if not any(bands):
+            raise ValueError(
+                f"the table of {num_tokens:,} x {dim} keeps not one coordinate in {byte_budget(table, options):,} "
+                "bytes; expected room for more. Give more bytes, or fewer clusters."
+            )
+        stored: _Stored = quantize(found.rows, found.weights, found.clustering, bands, p, options.seed)
+    else:
+        stored = pack(found.rows, found.weights, found.clustering, p)
+    layout, tensors, errors = stored
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(
             f"the factors do not fit in {table.dtype}: some are beyond its largest number. Expected a table whose rows "
             "have smaller norms; load the model with dtype=torch.float32 or bfloat16."
         )
-    if layout.num_parameters >= num_tokens * dim:
+    size_bytes = sum(tensor.nbytes for name, tensor in tensors.items() if name != "rows")
+    if size_bytes >= num_tokens * dim * table.dtype.itemsize:
         logger.warning(
-            "the factors hold %s numbers, and the table %s: nothing is saved. Use a smaller rank, or give compression.",
-            f"{layout.num_parameters:,}",
-            f"{num_tokens * dim:,}",
+            "the factors take %s bytes, and the table %s: nothing is saved. Use a smaller rank, or give compression.",
+            f"{size_bytes:,}",
+            f"{num_tokens * dim * table.dtype.itemsize:,}",
         )
     return Factors(layout, tensors, {**options.record(), **errors})
 
@@ -143,10 +151,10 @@ def cluster_table(
             it, or the checkpoint is of another run.
     """
     (num_tokens, dim), p = table.shape, options.p or 2.0
-    counts, rule = clusters_to_try(num_tokens, dim, options)
+    search = search_of(table, options)
     if isinstance(table, Tensor) and resources.device is not None:
         table = table.to(resources.device)
-    plain = Rows(table, device=resources.device, block_rows=resources.block_rows(num_tokens, dim, counts[-1]))
+    plain = Rows(table, device=resources.device, block_rows=resources.block_rows(num_tokens, dim, search.counts[-1]))
     _check_finite(plain.norms)
     weights = row_weights(use.to(plain.device), plain.norms, options.count_exponent, options.norm_exponent or 0.0, p)
     rows = plain.weighted(weights, p)
@@ -157,8 +165,9 @@ def cluster_table(
         checkpoint = Checkpoint(resources.checkpoint, owner)
     clustering = cluster(
         rows,
-        num_clusters=counts,
-        rule=rule,
+        num_clusters=search.counts,
+        rule=search.rule,
+        final_rule=search.final_rule,
         p=p,
         seed=options.seed,
         num_starts=options.num_starts,
@@ -199,39 +208,6 @@ def row_weights(use: Tensor, norms: Tensor, count_exponent: float, norm_exponent
     weights = (use * len(use) + _SMOOTHING).pow(count_exponent)
     weights = torch.where(relative > 0, weights / relative.pow(norm_exponent), 0)
     return weights / (weights * norms.pow(p)).mean().clamp(min=torch.finfo(torch.float64).tiny)
-
-
-def clusters_to_try(
-    num_tokens: int, dim: int, options: FactoringOptions
-) -> tuple[list[int], Callable[[int], RankRule]]:
-    """Numbers of clusters to try and the rule of their ranks, refusing a table that cannot be factored as asked."""
-    compression, rank = options.compression, options.rank
-    if rank is not None and rank > dim:
-        raise ValueError(
-            f"rank={rank} for a table of width {dim}; expected 1 to {dim}. Use a smaller rank, or give "
-            "compression instead."
-        )
-    if isinstance(options.num_clusters, int) and options.num_clusters > num_tokens:
-        raise ValueError(
-            f"num_clusters={options.num_clusters} for a vocabulary of {num_tokens:,} tokens; expected 1 to "
-            f"{num_tokens:,}. Use fewer clusters."
-        )
-    counts = [options.num_clusters] if isinstance(options.num_clusters, int) else [1]
-    if rank is not None:
-        return counts, lambda k: equal_ranks(rank)
-    if compression is None:
-        raise ValueError("neither compression nor rank is given; expected one of them.")
-    smallest = 1 if options.adaptive_ranks else counts[0]
-    uniform_rank(num_tokens, dim, smallest, compression)  # raises where not even one coordinate a row fits
-    budget = number_budget(num_tokens, dim, compression)
-    most = num_tokens // (dim * ROWS_A_BASIS_ROW)
-    if not options.adaptive_ranks:
-        most = min(most, (budget - num_tokens) // dim)
-    while options.num_clusters == "auto" and 2 * counts[-1] <= most:
-        counts.append(2 * counts[-1])
-    if options.adaptive_ranks:
-        return counts, lambda k: adaptive_ranks(budget)
-    return counts, lambda k: equal_ranks(uniform_rank(num_tokens, dim, k, compression))
 
 
 def _check_finite(norms: Tensor) -> None:

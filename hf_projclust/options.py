@@ -5,6 +5,7 @@ What an option means stands with ``hf_projclust.compress``. Nothing is computed 
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from .resources import number_of_bytes
 from .token_counts import check_sources, describe_sources
 from .token_counts.sources import written_sources
 
+# Coordinates that a byte stands for, by their bits; 3 bits are a little less.
+COEFFICIENT_BITS = {8: 1, 4: 2, 3: 3, 2: 4}
 Preset = Literal["adaptive", "messi", "svd", "robust"]
 TokenCounts = str | Sequence[str] | Sequence[float] | Tensor
 
@@ -54,6 +58,10 @@ class FactoringOptions:
     num_starts: int
     max_rounds: int
     tolerance: float
+    ratio: float | None = None
+    table_bytes: int | str | None = None
+    coefficient_bits: int | None = None
+    basis_bits: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse options that no table could make right, before a model is loaded."""
@@ -83,12 +91,33 @@ class FactoringOptions:
             self._check_number("norm_exponent", 0, 4, "from 0 (errors count as they are) to 4")
         if self.rank is not None:
             self._settle_given_rank()
+        self._check_bits()
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         if isinstance(self.token_counts, list | tuple) and [type(value) for value in self.token_counts] == [str]:
             object.__setattr__(self, "token_counts", self.token_counts[0])
         check_sources(self.token_counts)
+        if self.has_byte_budget and not (self.adaptive_ranks and self.p == 2):
+            raise ValueError(
+                f"{self._budget} with preset={self.preset!r}, adaptive_ranks={self.adaptive_ranks} and p={self.p:g}; "
+                "expected ranks that are chosen under the budget, and squared errors. Use preset='adaptive', or give "
+                "compression and coefficient_bits in place of the bytes."
+            )
+
+    @property
+    def has_byte_budget(self) -> bool:
+        """Whether ranks and bits are chosen under a budget of bytes."""
+        return self.ratio is not None or self.table_bytes is not None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the table is stored in few bits."""
+        return self.has_byte_budget or self.coefficient_bits is not None
+
+    @property
+    def _budget(self) -> str:
+        return f"table_bytes={self.table_bytes}" if self.ratio is None else f"ratio={self.ratio:g}"
 
     @property
     def needs_no_tokenizer(self) -> bool:
@@ -101,11 +130,13 @@ class FactoringOptions:
         return {**vars(self), "token_counts": describe_sources(self.token_counts)}
 
     def _check_size(self) -> None:
-        if (self.compression is None) == (self.rank is None):
+        given = [self.compression, self.rank, self.ratio, self.table_bytes]
+        if sum(value is not None for value in given) != 1:
             raise ValueError(
-                f"compression={self.compression} and rank={self.rank}; expected exactly one of the two. Give the share "
-                "of the table to save, such as compression=0.4, or the coordinates to keep of each row, such as "
-                "rank=200."
+                f"compression={self.compression}, rank={self.rank}, ratio={self.ratio} and "
+                f"table_bytes={self.table_bytes}; expected exactly one of them. Give the share of the table to save, "
+                "such as compression=0.4, the coordinates to keep of each row, such as rank=200, or the size in few "
+                "bits, such as ratio=16 (times smaller) or table_bytes='3MB'."
             )
         if self.compression is not None:
             self._check_share(
@@ -113,6 +144,36 @@ class FactoringOptions:
             )
         if self.rank is not None:
             self._check_count("rank", 1, "Give the coordinates to keep of each row")
+        if self.ratio is not None:
+            if isinstance(self.ratio, bool | str) or not 1 < float(self.ratio) < math.inf:
+                raise ValueError(
+                    f"ratio={self.ratio!r}; expected a number above 1, by which the table is to be smaller. For a "
+                    "sixteenth of its bytes, give 16."
+                )
+            object.__setattr__(self, "ratio", float(self.ratio))
+        if self.table_bytes is not None:
+            object.__setattr__(self, "table_bytes", number_of_bytes("table_bytes", self.table_bytes))
+
+    def _check_bits(self) -> None:
+        for name, known in (("coefficient_bits", COEFFICIENT_BITS), ("basis_bits", (16, 8))):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or value not in known:
+                raise ValueError(
+                    f"{name}={value!r}; expected one of {', '.join(map(str, known))}. Leave it out for the default."
+                )
+            if self.has_byte_budget:
+                raise ValueError(
+                    f"{name}={value} with {self._budget}; expected one or the other, since bits are chosen under a "
+                    "budget of bytes. Leave the bits out, or give compression in place of the bytes."
+                )
+            object.__setattr__(self, name, int(value))
+        if self.basis_bits is not None and self.coefficient_bits is None:
+            raise ValueError(
+                f"basis_bits={self.basis_bits} without coefficient_bits; expected both, or the second alone. Give "
+                "coefficient_bits too."
+            )
 
     def _settle_given_rank(self) -> None:
         """A rank that is given is that of every cluster; then there is no budget to choose their number by."""

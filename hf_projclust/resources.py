@@ -47,16 +47,7 @@ class Resources:
                     "torch finds, such as 'cpu' or 'cuda'. Leave it out for the device of the model."
                 ) from error
         if self.memory_limit is not None:
-            size_bytes = 0
-            if isinstance(self.memory_limit, int | str) and not isinstance(self.memory_limit, bool):
-                is_digits = isinstance(self.memory_limit, str) and self.memory_limit.isdecimal()
-                with contextlib.suppress(ValueError):
-                    size_bytes = int(self.memory_limit) if is_digits else convert_file_size_to_int(self.memory_limit)
-            if size_bytes < 1:
-                raise ValueError(
-                    f"memory_limit={self.memory_limit!r}; expected bytes, or a size such as '1GB' or '500MiB'."
-                )
-            object.__setattr__(self, "memory_limit", size_bytes)
+            object.__setattr__(self, "memory_limit", number_of_bytes("memory_limit", self.memory_limit))
 
     def block_rows(self, num_rows: int, dim: int, num_clusters: int) -> int | None:
         """Rows of a block that keep a clustering within the limit on memory.
@@ -84,3 +75,26 @@ class Resources:
                 f"{math.ceil(least / 1e6)}MB. Raise the limit, or use fewer clusters."
             )
         return min((int(self.memory_limit) - fixed) // a_row, max(1, BLOCK_NUMBERS // dim))
+
+
+def number_of_bytes(name: str, size: int | str) -> int:
+    """Read a size.
+
+    Args:
+        name: What it is of, for the error.
+        size: Bytes, or a size such as "1GB" (of 1,000,000,000) or "500MiB".
+
+    Returns:
+        Bytes, 1 or more.
+
+    Raises:
+        ValueError: If it is no size.
+    """
+    size_bytes = 0
+    if isinstance(size, int | str) and not isinstance(size, bool):
+        is_digits = isinstance(size, str) and size.isdecimal()
+        with contextlib.suppress(ValueError):
+            size_bytes = int(size) if is_digits else convert_file_size_to_int(size)
+    if size_bytes < 1:
+        raise ValueError(f"{name}={size!r}; expected bytes, or a size such as '1GB' or '500MiB'.")
+    return size_bytes

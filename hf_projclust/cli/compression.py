@@ -45,6 +45,22 @@ def compress(
         Optional[int],  # noqa: UP045
         typer.Option(help="Coordinates that each row keeps. Give this or --compression."),
     ] = None,
+    ratio: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Times smaller than the table is now, in few bits that are chosen with the ranks."),
+    ] = None,
+    table_bytes: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The same as a size, such as 3MB.", metavar="SIZE"),
+    ] = None,
+    coefficient_bits: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Bits of coordinates, 8, 4, 3 or 2, with --compression or --rank.", metavar="8|4|3|2"),
+    ] = None,
+    basis_bits: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Bits of the numbers of bases beside these; by default 8.", metavar="16|8"),
+    ] = None,
     adaptive_ranks: Annotated[
         Optional[bool],  # noqa: UP045
         typer.Option(
@@ -118,6 +134,10 @@ def compress(
                 num_clusters=int(num_clusters) if num_clusters and num_clusters.isdecimal() else num_clusters,  # type: ignore[arg-type]
                 compression=rate,
                 rank=rank,
+                ratio=ratio,
+                table_bytes=table_bytes,
+                coefficient_bits=coefficient_bits,  # type: ignore[arg-type]
+                basis_bits=basis_bits,  # type: ignore[arg-type]
                 adaptive_ranks=adaptive_ranks,
                 p=p,
                 token_counts=token_counts,

@@ -13,11 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from ..compression import compress
-from ..factoring import cluster_table, clusters_to_try
+from ..factoring import cluster_table
 from ..losses import share
 from ..options import FactoringOptions, Preset
 from ..packing import pack
 from ..resources import Resources
+from ..searching import clusters_to_try
 from ..solvers.ranks import uniform_rank
 from ..token_counts import count_tokens
 from .reference import reference_messi
