@@ -32,6 +32,7 @@ CODE_FILES = (
     "configuration_projclust.py",
     "embedding_projclust.py",
     "head_projclust.py",
+    "lookup_projclust.py",
     "modeling_projclust.py",
     "places_projclust.py",
     "table_projclust.py",
