@@ -30,12 +30,13 @@ PACKED_FORMAT_VERSION = 2  # of tables in few bits
 TABLE_NAMES = ("embedding", "head")
 PREFIX = "ProjClust"
 CODE_FILES = (
-    "layout_projclust.py",
-    "packed_projclust.py",
     "configuration_projclust.py",
     "embedding_projclust.py",
     "head_projclust.py",
+    "layout_projclust.py",
+    "lookup_projclust.py",
     "modeling_projclust.py",
+    "packed_projclust.py",
     "places_projclust.py",
     "table_projclust.py",
     "weight_projclust.py",

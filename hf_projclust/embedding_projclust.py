@@ -17,8 +17,8 @@ from transformers.utils.generic import maybe_autocast
 from .configuration_projclust import PREFIX
 from .head_projclust import ProjClustHead
 from .layout_projclust import FactorLayout, PackedLayout
+from .lookup_projclust import look_up
 from .packed_projclust import PackedTable
-from .places_projclust import clusters_at, is_traced, of_clusters
 from .table_projclust import FactoredTable
 
 _MADE_CLASSES: dict[tuple[type, bool], type[FactoredTable]] = {}
@@ -43,49 +43,12 @@ class ProjClustEmbedding(FactoredTable, nn.Embedding):
         """
         # nn.Embedding gives vectors of full precision under autocast; a matrix product would not.
         with maybe_autocast(input.device.type, enabled=False):
-            vectors = self._look_up(input.flatten()).view(*input.shape, self.layout.dim)
+            vectors = look_up(self, input.flatten()).view(*input.shape, self.layout.dim)
         # A trace is checked by a second one without gradients, which must be the same.
         if self.padding_idx is not None and (torch.is_grad_enabled() or torch.jit.is_tracing()):
             is_padding = (input == self.padding_idx).unsqueeze(-1)  # (...) -> (..., 1)
             vectors = torch.where(is_padding, vectors.detach(), vectors)
         return vectors
-
-    def _look_up(self, token_ids: Tensor) -> Tensor:
-        stored_rows = self.rows.index_select(0, token_ids)  # (m,)
-        # The number of tokens in a cluster is data: a traced graph must not hold it, nor another device wait for it.
-        if is_traced(token_ids) or token_ids.device.type != "cpu":
-            return self._look_up_static(stored_rows)
-        return self._look_up_grouped(stored_rows)
-
-    def _look_up_grouped(self, stored_rows: Tensor) -> Tensor:
-        """One product a cluster, with the tokens of that cluster only."""
-        layout = self.layout
-        cluster_ends = torch.tensor(layout.row_ends, device=stored_rows.device)
-        in_order, order = stored_rows.long().sort()
-        group_ends = torch.searchsorted(in_order, cluster_ends).tolist()
-        vectors, first, first_row = [], 0, 0
-        for number, (stored, stored_basis) in enumerate(self.blocks()):
-            last, end_row = group_ends[number], layout.row_ends[number]
-            local_rows = in_order[first:last] - first_row
-            vectors.append(self.reconstruct(number, stored.index_select(0, local_rows), stored_basis))  # (m_i, d)
-            first, first_row = last, end_row
-        return torch.cat(vectors).index_select(0, order.argsort())  # (m, d)
-
-    def _look_up_static(self, stored_rows: Tensor) -> Tensor:
-        """One product with all bases: shapes do not depend on the tokens, and the host waits for nothing."""
-        layout = self.layout
-        clusters = clusters_at(stored_rows, layout.row_ends)  # (m,)
-        rows = self.padded_rows(stored_rows, clusters)  # (m, j_max)
-        columns = torch.arange(layout.basis_ends[-1], device=stored_rows.device)
-        owners = clusters_at(columns, layout.basis_ends)  # (J,)
-        starts = [end - rank for end, rank in zip(layout.basis_ends, layout.basis_ranks, strict=True)]
-        spread = rows.index_select(1, columns - of_clusters(starts, owners))  # (m, J)
-        is_own = clusters.unsqueeze(1) == owners  # (m, J)
-        vectors = spread.masked_fill(~is_own, 0) @ self.all_bases()
-        if layout.dim not in layout.cluster_ranks:
-            return vectors
-        is_whole = of_clusters(layout.cluster_ranks, clusters) == layout.dim
-        return torch.where(is_whole.unsqueeze(1), rows, vectors)
 
     def resize(self, num_embeddings: int, new_rows: Tensor) -> None:
         """As in the base; a padding token that is dropped is one no more."""

@@ -181,10 +181,14 @@ class PackedTable(FactoredTable):
                 padded = torch.where((clusters == number).unsqueeze(1), rows, padded)
         return padded
 
-    def multiply_rows(self, number: int, stored: Tensor, coordinates: Tensor) -> Tensor:
-        """Products (..., n_i) of coordinates (..., j_i) with every row of a cluster, given as they are stored."""
-        products = [coordinates @ self.unpack_rows(number, part).T for part in stored.split(_HEAD_ROWS)]
-        return torch.cat(products, dim=-1)
+    def multiply_rows(self, number: int, stored: Tensor, coordinates: Tensor, out: Tensor | None = None) -> Tensor:
+        """As in the base, unpacking some thousand rows at a time."""
+        parts = stored.split(_HEAD_ROWS)
+        if out is None:
+            return torch.cat([coordinates @ self.unpack_rows(number, part).T for part in parts], dim=-1)
+        for part, place in zip(parts, out.split(_HEAD_ROWS, dim=-1), strict=True):
+            torch.matmul(coordinates, self.unpack_rows(number, part).T, out=place)
+        return out
 
     def float_factors(self) -> tuple[FactorLayout, dict[str, Tensor]]:
         """The layout and the tensors of the float table that this one stands for, in its dtype."""

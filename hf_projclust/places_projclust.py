@@ -55,6 +55,11 @@ def of_clusters(values: Sequence[int], clusters: Tensor) -> Tensor:
     return _on_device(values, clusters.device).index_select(0, clusters)
 
 
+def ends_within(in_order: Tensor, ends: Sequence[int]) -> list[int]:
+    """Where each cluster ends among positions that are in order, shape (m,), on the CPU."""
+    return torch.searchsorted(in_order, _on_device(ends, in_order.device).to(in_order.dtype)).tolist()
+
+
 def _on_device(values: Sequence[int], device: torch.device) -> Tensor:
     key = (tuple(values), device)
     if key not in _ON_DEVICE:

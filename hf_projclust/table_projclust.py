@@ -150,14 +150,28 @@ class FactoredTable(nn.Module):
         places = first.unsqueeze(1) + torch.arange(widest, device=first.device)  # (m, j_max)
         return self.coefficients[places.clamp(max=layout.coefficient_ends[-1] - 1)]
 
-    def multiply_rows(self, number: int, stored: Tensor, coordinates: Tensor) -> Tensor:
-        """Products (..., n_i) of coordinates (..., j_i) with every row of a cluster, given as they are stored."""
-        return coordinates @ stored.T
+    def multiply_rows(self, number: int, stored: Tensor, coordinates: Tensor, out: Tensor | None = None) -> Tensor:
+        """Products of coordinates with every row of a cluster.
+
+        Args:
+            number: The cluster.
+            stored: All its rows as they are stored, shape (n_i, width_i).
+            coordinates: Coordinates in its basis, or whole vectors where it has none, shape (..., j_i).
+            out: Where to put the products if no gradient is needed, shape (..., n_i); a new tensor by default.
+
+        Returns:
+            Products, shape (..., n_i).
+        """
+        return torch.matmul(coordinates, stored.T, out=out)
 
     def reconstruct(self, number: int, stored: Tensor, stored_basis: Tensor | None) -> Tensor:
         """Some rows of the dense table, shape (m, d), of rows of a cluster and its basis, given as they are stored."""
         rows = self.unpack_rows(number, stored)
         return rows if stored_basis is None else rows @ self.unpack_basis(number, stored_basis)
+
+    def needs_gradient(self) -> bool:
+        """Whether what is computed now has a backward."""
+        return torch.is_grad_enabled() and (self.coefficients.requires_grad or self.bases.requires_grad)
 
     def resize(self, num_embeddings: int, new_rows: Tensor) -> None:
         """Keep the first tokens and add new ones, whose rows are stored as they are, in a last cluster of rank d.

@@ -111,12 +111,6 @@ def test_look_up_equals_nn_embedding_forward_and_backward(layout: FactorLayout) 
     torch.testing.assert_close(gradients, factor_gradients(table))
 
 
-def test_both_ways_of_looking_up_agree(layout: FactorLayout) -> None:
-    table = embedding(layout)
-    rows = torch.arange(layout.num_embeddings).repeat(2)[torch.randperm(2 * layout.num_embeddings)]
-    torch.testing.assert_close(table._look_up_grouped(rows), table._look_up_static(rows))
-
-
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_layout_looks_up_what_its_dense_table_holds(data: st.DataObject) -> None:
@@ -134,6 +128,45 @@ def test_head_equals_nn_linear(layout: FactorLayout) -> None:
         table = head(layout, bias)
         expected = nn.functional.linear(hidden, table.dense_weight(), table.bias)
         torch.testing.assert_close(table(hidden), expected)
+
+
+def test_logits_are_the_same_without_gradients(layout: FactorLayout) -> None:
+    for hidden in (torch.randn(2, 3, DIM), torch.randn(DIM), torch.randn(0, DIM), torch.randn(1, DIM)):
+        for bias in (True, False):
+            table = head(layout, bias)
+            expected = nn.functional.linear(hidden, table.dense_weight(), table.bias)
+            with torch.no_grad():
+                torch.testing.assert_close(table(hidden), expected)
+            torch.testing.assert_close(table.requires_grad_(False)(hidden), expected)
+            assert table(hidden.clone().requires_grad_()).requires_grad
+
+
+def test_the_largest_logits_are_those_of_all_logits(layout: FactorLayout) -> None:
+    for hidden in (torch.randn(2, 3, DIM), torch.randn(DIM), torch.randn(0, DIM)):
+        for bias in (True, False):
+            table = head(layout, bias)
+            logits = table(hidden)
+            for k in (1, 4, 11):
+                values, tokens = table.topk(hidden, k)
+                torch.testing.assert_close(values, logits.topk(k).values)
+                torch.testing.assert_close(logits.gather(-1, tokens), values)
+                assert (tokens.sort().values.diff() > 0).all()  # none twice, also where logits are equal
+
+
+@pytest.mark.parametrize("k", [0, -1, 12])
+def test_more_tokens_than_there_are_or_none_are_refused(k: int) -> None:
+    with pytest.raises(ValueError, match=f"k={k} tokens were asked for; expected 1 to 11, the size of the vocabulary"):
+        head(LAYOUTS["mixed ranks"]).topk(torch.randn(2, DIM), k)
+
+
+def test_the_largest_logits_under_autocast_and_compiled() -> None:
+    table, hidden = head(LAYOUTS["mixed ranks"]), torch.randn(3, DIM)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values, _ = table.topk(hidden, 4)
+        assert values.dtype == torch.bfloat16
+        torch.testing.assert_close(values, table(hidden).topk(4).values)
+    compiled = torch.compile(table.topk, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(hidden, 4), table.topk(hidden, 4))
 
 
 def test_head_is_no_linear_layer_and_keeps_its_bias() -> None:

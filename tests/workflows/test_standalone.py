@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from hf_projclust import cli, compress, decompress
 
 CODE = {
-    f"{part}_projclust.py" for part in ("configuration", "embedding", "head", "modeling", "places", "table", "weight")
+    f"{part}_projclust.py"
+    for part in ("configuration", "embedding", "head", "lookup", "modeling", "places", "table", "weight")
 }
 
 
