@@ -1,8 +1,8 @@
 """A vocabulary table drawn at random that factors of several sizes hold exactly: what layers are measured on.
 
 Each row lies in one of eight subspaces, so that the dense table and its factors are one table, and layers of both must
-compute the same. The rows of a cluster are spread over all tokens at random. Nothing here says how well a real table can
-be factored.
+compute the same. The rows of a cluster are spread over all tokens at random. Nothing here says how well a real table
+can be factored.
 """
 
 from __future__ import annotations

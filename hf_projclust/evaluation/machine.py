@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib import metadata
 
 import torch
 
@@ -23,3 +24,14 @@ def describe_machine(device: str | None = None) -> str:
         f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads, device {name}, PyTorch {torch.__version__}, "
         f"Python {platform.python_version()}"
     )
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Versions of what a benchmark compares, and of what it runs on; None of what is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("hf-projclust", "torch", "transformers", "torchao", "bitsandbytes"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
