@@ -357,6 +357,13 @@ def test_options_of_the_benchmark_are_those_of_the_function() -> None:
     assert {name: p.default for name, p in command.items() if name not in ("output", "force")} == options
 
 
+def printed_ratio(row: dict) -> str:
+    low, middle, high = (
+        f"{row[name]:.2f}" if row[name] < 100 else f"{row[name]:,.0f}" for name in ("ratio_low", "ratio", "ratio_high")
+    )
+    return f"{middle} ({low}-{high})"
+
+
 def test_the_benchmark_of_layers_prints_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["benchmark", "layers", "--tokens", 1, 16, "--vocabulary", 320, 330, "--dim", 64, "--rounds", 2]
@@ -369,7 +376,7 @@ def test_the_benchmark_of_layers_prints_what_it_writes(tmp_path: Path, monkeypat
         (n, m) for n in (320, 330) for m in (1, 16)
     }
     for row in record["rows"]:
-        printed = "{ratio:.2f} ({ratio_low:.2f}-{ratio_high:.2f})".format(**row)
+        printed = printed_ratio(row)
         assert row["contender"] in output
         assert row["contender"] == "dense" or printed in output
     for operation in ("embedding forward", "embedding forward and backward", "head forward"):
@@ -384,7 +391,7 @@ def test_the_benchmark_of_layers_prints_what_it_writes(tmp_path: Path, monkeypat
                 for r in record["rows"]
                 if [r["operation"], *line[:2]] == [operation, str(r["vocabulary"]), str(r["tokens"])]
             ]
-            ratios = {r["contender"]: "{ratio:.2f} ({ratio_low:.2f}-{ratio_high:.2f})".format(**r) for r in of_line}
+            ratios = {r["contender"]: printed_ratio(r) for r in of_line}
             assert [ratios.get(name, "") for name in names] == line[4:]
     for absence in record["absences"]:
         assert re.search(rf"No {absence['contender']} in {absence['operation']} of .*{absence['reason']}", output)

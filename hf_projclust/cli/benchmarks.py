@@ -153,10 +153,12 @@ def layers(
 
 def _layer_table(operation: str, rows: Sequence[LayerRow]) -> Table:
     """A line for the time of each size and number of tokens, and one each for what a call takes and a layer holds."""
+    from ..evaluation.layer_contenders import EMBEDDINGS, HEADS
     from ..sizes import megabytes
 
     chosen = [row for row in rows if row.operation == operation]
-    names = list(dict.fromkeys(row.contender for row in chosen))
+    in_order = [contender.name for contender in (*EMBEDDINGS, *HEADS)]
+    names = sorted({row.contender for row in chosen}, key=in_order.index)
     table = Table(title=operation)
     for heading in ("vocabulary", "tokens", "", *names):
         table.add_column(heading, justify="left" if not heading else "right")
@@ -166,16 +168,22 @@ def _layer_table(operation: str, rows: Sequence[LayerRow]) -> Table:
         dense, vocabulary = found[names[0]], f"{size[0]:,}"
         is_last = [other for other, _ in sizes][number + 1 : number + 2] != [size[0]]
         others = [found.get(name) for name in names[1:]]
-        times = [f"{row.ratio:.2f} ({row.ratio_low:.2f}-{row.ratio_high:.2f})" if row else "" for row in others]
-        calls = [f"{row.peak_bytes / dense.peak_bytes:.2f}" if row else "" for row in others]
+        times = [
+            f"{_ratio(row.ratio)} ({_ratio(row.ratio_low)}-{_ratio(row.ratio_high)})" if row else "" for row in others
+        ]
+        calls = [_ratio(row.peak_bytes / dense.peak_bytes) if row else "" for row in others]
         table.add_row(
             vocabulary, f"{size[1]:,}", "time", _seconds(sorted(dense.seconds)[len(dense.seconds) // 2]), *times
         )
         table.add_row("", "", "call", megabytes(dense.peak_bytes), *calls, end_section=not is_last)
         if is_last:
-            held = [f"{row.resident_bytes / dense.resident_bytes:.2f}" if row else "" for row in others]
+            held = [_ratio(row.resident_bytes / dense.resident_bytes) if row else "" for row in others]
             table.add_row("", "", "held", megabytes(dense.resident_bytes), *held, end_section=True)
     return table
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:,.0f}"
 
 
 def _seconds(seconds: float) -> str:
