@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import hf_projclust
 from hf_projclust import cli, compress
-from hf_projclust.evaluation import solver_benchmark
+from hf_projclust.evaluation import layer_benchmark, solver_benchmark
 from hf_projclust.sizes import measure
 
 
@@ -355,3 +355,77 @@ def test_options_of_the_benchmark_are_those_of_the_function() -> None:
     function, command = (inspect.signature(f).parameters for f in (solver_benchmark.benchmark_solvers, cli.solvers))
     options = {name: p.default for name, p in function.items() if name not in ("table", "sizes")}
     assert {name: p.default for name, p in command.items() if name not in ("output", "force")} == options
+
+
+def printed_ratio(row: dict) -> str:
+    low, middle, high = (
+        f"{row[name]:.2f}" if row[name] < 100 else f"{row[name]:,.0f}" for name in ("ratio_low", "ratio", "ratio_high")
+    )
+    return f"{middle} ({low}-{high})"
+
+
+def test_the_benchmark_of_layers_prints_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["benchmark", "layers", "--tokens", 1, 16, "--vocabulary", 320, 330, "--dim", 64, "--rounds", 2]
+    output = run_cli(*arguments, "--output", "layers.json")
+    record = json.loads((tmp_path / "layers.json").read_text())
+    assert record["options"]["tokens"] == [1, 16]
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["machine"] in " ".join(output.split())
+    assert ("other work took" in output) == (record["busy_share"] > 0.2)
+    assert {(row["vocabulary"], row["tokens"]) for row in record["rows"]} == {
+        (n, m) for n in (320, 330) for m in (1, 16)
+    }
+    for row in record["rows"]:
+        printed = printed_ratio(row)
+        assert row["contender"] in output
+        assert row["contender"] == "dense" or printed in output
+    for operation in ("embedding forward", "embedding forward and backward", "head forward"):
+        (found,) = re.findall(rf"  {operation} *\n(.*?)└", output, re.DOTALL)
+        lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in found.splitlines() if "│" in line]
+        times = [line for line in lines if line[2] == "time"]
+        assert [tuple(line[:2]) for line in times] == [("320", "1"), ("320", "16"), ("330", "1"), ("330", "16")]
+        names = [cell.strip() for cell in found.splitlines()[1].split("┃")[5:-1]]
+        for line in times:
+            of_line = [
+                r
+                for r in record["rows"]
+                if [r["operation"], *line[:2]] == [operation, str(r["vocabulary"]), str(r["tokens"])]
+            ]
+            ratios = {r["contender"]: printed_ratio(r) for r in of_line}
+            assert [ratios.get(name, "") for name in names] == line[4:]
+    for absence in record["absences"]:
+        assert re.search(rf"No {absence['contender']} in {absence['operation']} of .*{absence['reason']}", output)
+    assert "is there; expected a file to make" in run_cli(*arguments, "--output", "layers.json", code=1)
+    assert "is in no folder" in run_cli(*arguments, "--output", "none/layers.json", code=1)
+
+
+def test_options_of_the_benchmark_of_layers_are_those_of_the_function() -> None:
+    function, command = (inspect.signature(f).parameters for f in (layer_benchmark.benchmark_layers, cli.layers))
+    several = {"tokens": layer_benchmark.TOKENS, "vocabulary": layer_benchmark.VOCABULARY}
+    options = {name: p.default for name, p in command.items() if name not in ("output", "force")}
+    assert {name: p.default for name, p in function.items()} == {**options, **several}
+    help_text = " ".join(run_cli("benchmark", "layers", "--help").replace("│", " ").split())
+    for name, numbers in several.items():
+        assert f"By default {' '.join(map(str, numbers))}." in help_text, name
+    assert "Example: hf-projclust benchmark layers" in help_text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tokens", "0"], "tokens=0; expected a whole number, 1 or more"),
+        (["--vocabulary", "30", "30"], "vocabulary=[30, 30]; expected one number or several that differ"),
+        (["--dim", "2"], "dim=2: 8 clusters cannot save"),
+        (["--rounds", "0"], "rounds=0"),
+        (["--device", "moon"], "device='moon'"),
+        (["--dtype", "int8"], "dtype='int8'"),
+    ],
+)
+def test_mistakes_in_the_benchmark_of_layers_get_one_message(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    output = run_cli("benchmark", "layers", *arguments, "--output", tmp_path / "layers.json", code=1)
+    assert output.count("Error:") == 1
+    assert message in output
+    assert not list(tmp_path.iterdir())

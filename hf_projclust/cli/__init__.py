@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import typer
 
-from .benchmarks import solvers
+from .benchmarks import LayersCommand, layers, solvers
 from .compression import RatesCommand, compress
 from .decompression import decompress
 from .demonstration import demo
 from .information import info
 from .publishing import push
 
-__all__ = ["app", "compress", "decompress", "demo", "info", "push", "solvers"]
+__all__ = ["app", "compress", "decompress", "demo", "info", "layers", "push", "solvers"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,3 +37,6 @@ app.command(epilog="Example: `hf-projclust push distilbert-pc60 org/distilbert-p
 app.command(epilog="Example: `hf-projclust decompress distilbert-pc60 --output distilbert-dense`")(decompress)
 app.command(epilog="Example: `hf-projclust demo --output projclust-demo`")(demo)
 benchmark_app.command(epilog="Example: `hf-projclust benchmark solvers --output solvers.png`")(solvers)
+benchmark_app.command(
+    cls=LayersCommand, epilog="Example: `hf-projclust benchmark layers --vocabulary 30522 --output layers.json`"
+)(layers)

@@ -179,16 +179,25 @@ def _folder_of_each(rates: Sequence[float | None], output: Path) -> dict[float |
 
 
 class RatesCommand(TyperCommand):
-    """A command whose ``--compression`` takes several numbers, as in ``--compression 0.4 0.6 0.8``."""
+    """A command whose ``--compression`` takes several numbers, as in ``--compression 0.4 0.6 0.8``.
+
+    Attributes:
+        several: The options that do; a subclass has others.
+    """
+
+    several: tuple[str, ...] = (_RATES,)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the option before each of its numbers, which is how click reads several."""
         spread: list[str] = []
-        takes_numbers = False
+        taking = ""  # the option that takes the numbers which come next
         for arg in args:
-            if takes_numbers and _is_number(arg) and spread[-1] != _RATES:
-                spread.append(_RATES)
-            takes_numbers = arg.partition("=")[0] == _RATES or (takes_numbers and _is_number(arg))
+            if taking and _is_number(arg) and spread[-1] != taking:
+                spread.append(taking)
+            if (name := arg.partition("=")[0]) in self.several:
+                taking = name
+            elif not _is_number(arg):
+                taking = ""
             spread.append(arg)
         return super().parse_args(ctx, spread)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib import metadata
 
+import psutil
 import torch
 
 
@@ -23,3 +25,19 @@ def describe_machine(device: str | None = None) -> str:
         f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads, device {name}, PyTorch {torch.__version__}, "
         f"Python {platform.python_version()}"
     )
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Versions of what a benchmark compares, and of what it runs on; None of what is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("hf-projclust", "torch", "transformers", "torchao", "bitsandbytes"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def busy_share() -> float:
+    """How much of all processors other work takes just now, 0 to 1, looked at for half a second."""
+    return psutil.cpu_percent(interval=0.5) / 100
