@@ -17,8 +17,9 @@ from transformers.models.auto import modeling_auto
 
 from .compression import compress
 from .configuration_projclust import PREFIX
+from .layout_projclust import PackedLayout
 from .options import PRESETS
-from .sizes import Sizes, measure, megabytes, read_config
+from .sizes import Sizes, bits_of_clusters, measure, megabytes, read_config
 
 _SOURCES = {"messi": " (MESSI, arXiv 2010.04290)", "robust": " (arXiv 2009.05647)"}
 _COUNTS_TEXTS = {
@@ -51,11 +52,12 @@ def card_facts(folder: Path, config: Any, repo_id: str) -> dict[str, Any]:
         "quoted_id": json.dumps(repo_id, ensure_ascii=False),
         "shell_id": shlex.quote(repo_id),
         "is_quantised": getattr(config, "quantization_config", None) is not None,
+        "is_packed": any(isinstance(layout, PackedLayout) for layout in layouts.values()),
         "auto_class": _auto_class(config),
         "processor": "AutoProcessor" if _has_any(folder, "*processor_config.json") else "AutoTokenizer",
         "is_sentence_transformer": _has_any(folder, "modules.json"),
         "is_standalone": bool(getattr(config, "auto_map", None)),
-        "tables": [_table(name, layout, records[name]) for name, layout in layouts.items()],
+        "tables": [_table(name, layout, records[name], config.dtype) for name, layout in layouts.items()],
         **_sizes(folder, config),
         "fidelity": config.projclust.get("fidelity"),
         "record": record,
@@ -127,9 +129,10 @@ def _has_any(folder: Path, pattern: str) -> bool:
     return any(folder.glob(pattern))
 
 
-def _table(name: str, layout: Any, record: dict[str, Any]) -> dict[str, Any]:
+def _table(name: str, layout: Any, record: dict[str, Any], dtype: Any) -> dict[str, Any]:
     ranks = sorted(layout.cluster_ranks)
-    clusters = zip_longest(layout.cluster_sizes, layout.cluster_ranks, record["energy_kept"])
+    bits = bits_of_clusters(layout, dtype)
+    clusters = zip_longest(layout.cluster_sizes, layout.cluster_ranks, bits, record["energy_kept"])
     return {
         "name": name,
         "title": _TABLE_TITLES[name],
@@ -139,8 +142,13 @@ def _table(name: str, layout: Any, record: dict[str, Any]) -> dict[str, Any]:
         "dim": layout.dim,
         "ranks": f"rank {ranks[0]}" if ranks[0] == ranks[-1] else f"ranks {ranks[0]} to {ranks[-1]}",
         "clusters": [
-            {"tokens": f"{size:,}", "rank": rank, "error": "added since" if kept is None else f"{1 - kept:.4f}"}
-            for size, rank, kept in clusters
+            {
+                "tokens": f"{size:,}",
+                "rank": rank,
+                "bits": bit,
+                "error": "added since" if kept is None else f"{1 - kept:.4f}",
+            }
+            for size, rank, bit, kept in clusters
         ],
     }
 
@@ -152,12 +160,14 @@ def _sizes(folder: Path, config: Any) -> dict[str, Any]:
     lines = [
         ("Factored tables, parameters", dense.table_parameters, compressed.table_parameters, "{:,}".format),
         ("Model, parameters", dense.model_parameters, compressed.model_parameters, "{:,}".format),
-        ("Factored tables in the file", dense.table_disk_bytes, compressed.table_disk_bytes, megabytes),
+        ("Factored tables in the file, bytes", dense.table_disk_bytes, compressed.table_disk_bytes, "{:,}".format),
         ("Model file", dense.model_disk_bytes, compressed.model_disk_bytes, megabytes),
     ]
-    rows_bytes = _ROWS_BYTES * sum(layout.num_embeddings for layout in config.factor_layouts.values())
+    layouts = config.factor_layouts
+    rows_bytes = _ROWS_BYTES * sum(layout.num_embeddings for layout in layouts.values())
     quantised = getattr(config, "quantization_config", None) is not None
-    for name, item_bytes in [] if quantised else [("float32", 4), ("float16 or bfloat16", 2)]:
+    is_packed = any(isinstance(layout, PackedLayout) for layout in layouts.values())
+    for name, item_bytes in [] if quantised or is_packed else [("float32", 4), ("float16 or bfloat16", 2)]:
         sizes = dense.model_parameters * item_bytes, compressed.model_parameters * item_bytes + rows_bytes
         lines.append((f"Model in {name}", *sizes, megabytes))
     return {
@@ -165,11 +175,17 @@ def _sizes(folder: Path, config: Any) -> dict[str, Any]:
             {"label": label, "dense": show(before), "compressed": show(after), "times": _times(before, after)}
             for label, before, after, show in lines
         ],
-        "summary": f"{1 - compressed.table_parameters / dense.table_parameters:.1%} of the parameters "
-        f"are saved. The model file has {megabytes(compressed.model_disk_bytes)} in place of "
+        "summary": (
+            f"In few bits they take {dense.table_disk_bytes / compressed.table_disk_bytes:.1f} times fewer bytes. "
+            if is_packed
+            else f"{1 - compressed.table_parameters / dense.table_parameters:.1%} of the parameters are saved. "
+        )
+        + f"The model file has {megabytes(compressed.model_disk_bytes)} in place of "
         f"{megabytes(dense.model_disk_bytes)}.",
-        "sizes_note": f"The file is in {'few bits, its factors in ' if quantised else ''}{dtype}. The dense sizes"
-        + ("" if quantised else " and those by precision")
+        "sizes_note": f"The file is in {'few bits, its factors in ' if quantised else ''}{dtype}"
+        + (", but for what is in few bits" if is_packed else "")
+        + ". The dense sizes"
+        + ("" if quantised or is_packed else " and those by precision")
         + " are computed; MB are 1,000,000 bytes.",
     }
 
@@ -192,6 +208,12 @@ def _method_text(record: dict[str, Any], layouts: dict[str, Any]) -> str:
             "subspaces of ranks chosen under one budget" if record["adaptive_ranks"] else "subspaces of one rank"
         )
     errors = "least squares" if record["p"] == 2 else f"least l_{record['p']:g} error"
+    if record.get("ratio") or record.get("table_bytes"):
+        subspaces = (
+            "subspaces whose ranks and bits were chosen under one budget of bytes, product quantised coordinates"
+        )
+    elif record.get("coefficient_bits"):
+        subspaces += f", product quantised coordinates of {record['coefficient_bits']} bits"
     weights = [
         *(["by the use of their tokens"] if _weighs_use(record) else []),
         *(["against their norms"] if record["norm_exponent"] else []),

@@ -16,7 +16,7 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 from transformers import AutoConfig
 
 from .configuration_projclust import ProjClustConfigMixin
-from .layout_projclust import ProjClustCheckpointError
+from .layout_projclust import FactorLayout, PackedLayout, ProjClustCheckpointError
 from .loading import check_source, model_class
 from .modeling_projclust import factored_tables
 from .table_projclust import FACTOR_NAMES
@@ -27,8 +27,8 @@ class Sizes:
     """Sizes of a model and, within it, of its factored tables: the embedding's, and the head's if it has its own.
 
     Attributes:
-        table_parameters: Stored numbers of the tables.
-        model_parameters: Stored numbers of the model, tied ones once.
+        table_parameters: Numbers of the tables: those of their factors, in few bits or not.
+        model_parameters: Numbers of the model, tied ones once.
         table_disk_bytes: Bytes of the tables' tensors in the weight files.
         model_disk_bytes: Bytes of the weight files.
         table_memory_bytes: Bytes of the tables' tensors in memory.
@@ -103,9 +103,12 @@ def measure(folder: str | Path) -> tuple[Sizes, Sizes]:
     tables = factored_tables(model).values()
     stored_once = list({id(table.coefficients): table for table in tables}.values())
     layouts = [table.layout for table in stored_once]
-    item_bytes = torch.empty(0, dtype=config.dtype).element_size()
     parameters = sum(layout.num_parameters for layout in layouts)
-    memory_bytes = parameters * item_bytes + sum(table.rows.nbytes for table in tables)  # each has a copy of the rows
+    stored_numbers = sum(getattr(table, name).numel() for table in stored_once for name in FACTOR_NAMES)
+    # Tied modules share their factors, and each has copies of the rest.
+    tensors = [getattr(table, name) for table in tables for name in {*FACTOR_NAMES, *table.copied_names}]
+    memory_bytes = sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
+    item_bytes = config.dtype.itemsize
 
     try:
         files = get_local_safetensors_metadata(folder).files_metadata
@@ -115,10 +118,12 @@ def measure(folder: str | Path) -> tuple[Sizes, Sizes]:
             "Fetch or save the checkpoint again."
         ) from error
     stored = {name: info for metadata in files.values() for name, info in metadata.tensors.items()}
-    factors = [info for name, info in stored.items() if name.rpartition(".")[2] in (*FACTOR_NAMES, "rows")]
+    places = {name.removesuffix(FACTOR_NAMES[0]) for name in stored if name.endswith(f".{FACTOR_NAMES[0]}")}
+    names = {place + name for place in places for table in tables for name in table.stored_names}
+    factors = [info for name, info in stored.items() if name in names]
     compressed = Sizes(
         table_parameters=parameters,
-        model_parameters=model.num_parameters(),
+        model_parameters=model.num_parameters() - stored_numbers + parameters,
         table_disk_bytes=sum(info.data_offsets[1] - info.data_offsets[0] for info in factors),
         model_disk_bytes=sum((Path(folder) / name).stat().st_size for name in files),
         table_memory_bytes=memory_bytes,
@@ -139,3 +144,11 @@ def measure(folder: str | Path) -> tuple[Sizes, Sizes]:
 def megabytes(size_bytes: int) -> str:
     """A size as people read it, such as "72.2 MB", of 1,000,000 bytes."""
     return f"{size_bytes / 1e6:,.1f} MB"
+
+
+def bits_of_clusters(layout: FactorLayout, dtype: torch.dtype) -> list[str]:
+    """Bits of a coordinate of each cluster, on average, such as "2.7"; of floating numbers those of their dtype."""
+    if not isinstance(layout, PackedLayout):
+        return [str(8 * dtype.itemsize)] * layout.num_clusters
+    found = zip(layout.row_bytes, layout.cluster_ranks, strict=True)
+    return [f"{8 * (width - 1) / rank:.1f}" if rank else "0" for width, rank in found]

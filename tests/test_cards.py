@@ -75,7 +75,7 @@ copy for software that knows native classes only\.
 \|---\|---:\|---:\|---:\|
 \| Factored tables, parameters \| 1,552 \| {NUMBER} \| {NUMBER} \|
 \| Model, parameters \| {NUMBER} \| {NUMBER} \| {NUMBER} \|
-\| Factored tables in the file \| {SIZE} \| {SIZE} \| {NUMBER} \|
+\| Factored tables in the file, bytes \| {NUMBER} \| {NUMBER} \| {NUMBER} \|
 \| Model file \| {SIZE} \| {SIZE} \| {NUMBER} \|
 \| Model in float32 \| {SIZE} \| {SIZE} \| {NUMBER} \|
 \| Model in float16 or bfloat16 \| {SIZE} \| {SIZE} \| {NUMBER} \|
@@ -95,11 +95,11 @@ fine-tuning: score yours before you rely on the model\.
 
 <details><summary>Clusters of the vocabulary table</summary>
 
-\| cluster \| tokens \| rank \| error \|
-\|---:\|---:\|---:\|---:\|
-\| 1 \| {NUMBER} \| {NUMBER} \| 0\.\d{{4}} \|
-\| 2 \| {NUMBER} \| {NUMBER} \| 0\.\d{{4}} \|
-\| 3 \| {NUMBER} \| {NUMBER} \| 0\.\d{{4}} \|
+\| cluster \| tokens \| rank \| bits of a coordinate \| error \|
+\|---:\|---:\|---:\|---:\|---:\|
+\| 1 \| {NUMBER} \| {NUMBER} \| 32 \| 0\.\d{{4}} \|
+\| 2 \| {NUMBER} \| {NUMBER} \| 32 \| 0\.\d{{4}} \|
+\| 3 \| {NUMBER} \| {NUMBER} \| 32 \| 0\.\d{{4}} \|
 
 </details>
 

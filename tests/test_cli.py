@@ -135,7 +135,7 @@ def test_help_lists_every_command() -> None:
 BAD = [
     (["compress", "BASE", "--output", "OUT"], "exactly one of the two"),
     (["compress", "BASE", "--output", "OUT", "--compression", "1.5"], "above 0 and below 1"),
-    (["compress", "BASE", "--output", "OUT", "--rank", "4", "--compression", "0.5"], "exactly one of the two"),
+    (["compress", "BASE", "--output", "OUT", "--rank", "4", "--compression", "0.5"], "exactly one of them"),
     (["compress", "BASE", "--output", "OUT", "--rank", "17"], "expected 1 to 16"),
     (["compress", "BASE", "--output", "OUT", "--rank", "4", "--num-clusters", "98"], "expected 1 to 97"),
     (

@@ -27,7 +27,7 @@ def show_info(folder: Path) -> None:
     Args:
         folder: Folder of the model.
     """
-    from ..sizes import measure, megabytes, read_config
+    from ..sizes import bits_of_clusters, measure, megabytes, read_config
 
     dense, compressed = measure(folder)
     config = read_config(folder)
@@ -35,12 +35,13 @@ def show_info(folder: Path) -> None:
     for name, layout in config.factor_layouts.items():
         solver = config.projclust["solver"][name]
         clusters = Table(title=f"{folder}, {name}: {layout.num_embeddings:,} tokens x {layout.dim}, {solver['preset']}")
-        for heading in ("cluster", "tokens", "rank", "energy kept"):
+        for heading in ("cluster", "tokens", "rank", "bits", "energy kept"):
             clusters.add_column(heading, justify="right")
         kept = [f"{share:.1%}" for share in solver["energy_kept"]]
-        rows = zip_longest(layout.cluster_sizes, layout.cluster_ranks, kept, fillvalue="added since")
-        for number, (size, rank, share) in enumerate(rows, 1):
-            clusters.add_row(str(number), f"{size:,}", str(rank), share)
+        bits = bits_of_clusters(layout, config.dtype)
+        rows = zip_longest(layout.cluster_sizes, layout.cluster_ranks, bits, kept, fillvalue="added since")
+        for number, (size, rank, bit, share) in enumerate(rows, 1):
+            clusters.add_row(str(number), f"{size:,}", str(rank), bit, share)
         console.print(clusters)
         console.print(f"Relative squared error when compressed: {solver['relative_squared_error']:.4f}")
         console.print(f"Token counts: {escaped(solver.get('token_counts', 'uniform'))}")
@@ -50,8 +51,8 @@ def show_info(folder: Path) -> None:
     for label, name, show in (
         ("table, parameters", "table_parameters", "{:,}".format),
         ("model, parameters", "model_parameters", "{:,}".format),
-        ("table, on disk", "table_disk_bytes", megabytes),
-        ("model, on disk", "model_disk_bytes", megabytes),
+        ("table, bytes on disk", "table_disk_bytes", "{:,}".format),
+        ("model, bytes on disk", "model_disk_bytes", "{:,}".format),
         ("table, in memory", "table_memory_bytes", megabytes),
         ("model, in memory", "model_memory_bytes", megabytes),
     ):
