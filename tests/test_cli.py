@@ -372,6 +372,7 @@ def test_the_benchmark_of_layers_prints_what_it_writes(tmp_path: Path, monkeypat
     assert record["options"]["tokens"] == [1, 16]
     assert record["versions"]["torch"] == torch.__version__
     assert record["machine"] in " ".join(output.split())
+    assert ("other work took" in output) == (record["busy_share"] > 0.2)
     assert {(row["vocabulary"], row["tokens"]) for row in record["rows"]} == {
         (n, m) for n in (320, 330) for m in (1, 16)
     }

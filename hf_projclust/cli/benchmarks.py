@@ -19,6 +19,8 @@ from .options import Device
 if TYPE_CHECKING:
     from ..evaluation.layer_benchmark import Absence, LayerRow
 
+_BUSY = 0.2
+
 
 def solvers(
     output: Annotated[Path, typer.Option(help="Image file to write the plot of error against time to.")] = Path(
@@ -105,10 +107,10 @@ def layers(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Time the factored table against the dense one, torchao and bitsandbytes: about three minutes on two cores."""
+    """Time the factored table against the dense one, torchao and bitsandbytes: about five minutes on two cores."""
     with errors_as_messages():
         from ..evaluation.layer_benchmark import TOKENS, VOCABULARY, benchmark_layers
-        from ..evaluation.machine import describe_machine, installed_versions
+        from ..evaluation.machine import busy_share, describe_machine, installed_versions
 
         if output is not None:
             _check_file(output, force=force)
@@ -121,6 +123,7 @@ def layers(
             "device": device,
             "dtype": dtype,
         }
+        busy = busy_share()
         rows, absences = benchmark_layers(**options)
         machine = describe_machine(device)
         console = Console()
@@ -137,11 +140,19 @@ def layers(
             "beside that.",
             highlight=False,
         )
+        if busy > _BUSY:
+            console.print(
+                f"When this began, other work took {busy:.0%} of the processors. Threads of a layer then wait for "
+                "one another, and these ratios mean little: run it on an idle machine, or with OMP_NUM_THREADS=1.",
+                soft_wrap=True,
+                highlight=False,
+            )
         for line in _absences(absences):
             console.print(line, soft_wrap=True, highlight=False)
         if output is not None:
             record = {
                 "machine": machine,
+                "busy_share": busy,
                 "versions": installed_versions(),
                 "options": options,
                 "rows": [dataclasses.asdict(row) for row in rows],

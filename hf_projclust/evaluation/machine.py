@@ -6,6 +6,7 @@ import os
 import platform
 from importlib import metadata
 
+import psutil
 import torch
 
 
@@ -35,3 +36,8 @@ def installed_versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             versions[name] = None
     return versions
+
+
+def busy_share() -> float:
+    """How much of all processors other work takes just now, 0 to 1, looked at for half a second."""
+    return psutil.cpu_percent(interval=0.5) / 100
