@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 import hf_projclust
 from hf_projclust import cli, compress
 from hf_projclust.evaluation import layer_benchmark, solver_benchmark
+from hf_projclust.evaluation.layer_benchmark import EMBEDDING, EMBEDDINGS, HEAD, HEADS, TRAINING
 from hf_projclust.sizes import measure
 
 
@@ -380,12 +381,15 @@ def test_the_benchmark_of_layers_prints_what_it_writes(tmp_path: Path, monkeypat
         printed = printed_ratio(row)
         assert row["contender"] in output
         assert row["contender"] == "dense" or printed in output
-    for operation in ("embedding forward", "embedding forward and backward", "head forward"):
+    embeddings, heads = ([each.name for each in all_[1:]] for all_ in (EMBEDDINGS, HEADS))
+    in_order = dict(zip((EMBEDDING, TRAINING, HEAD), (embeddings, embeddings, heads), strict=True))
+    for operation in in_order:
         (found,) = re.findall(rf"  {operation} *\n(.*?)└", output, re.DOTALL)
         lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in found.splitlines() if "│" in line]
         times = [line for line in lines if line[2] == "time"]
         assert [tuple(line[:2]) for line in times] == [("320", "1"), ("320", "16"), ("330", "1"), ("330", "16")]
         names = [cell.strip() for cell in found.splitlines()[1].split("┃")[5:-1]]
+        assert names == [name for name in in_order[operation] if name in names]
         for line in times:
             of_line = [
                 r

@@ -142,8 +142,8 @@ def layers(
         )
         if busy > _BUSY:
             console.print(
-                f"When this began, other work took {busy:.0%} of the processors. Layers of several threads then wait for "
-                "one another, and these ratios mean little: run it again on an idle machine, or with OMP_NUM_THREADS=1.",
+                f"When this began, other work took {busy:.0%} of the processors. Threads of a layer then wait for "
+                "one another, and these ratios mean little: run it on an idle machine, or with OMP_NUM_THREADS=1.",
                 soft_wrap=True,
                 highlight=False,
             )
@@ -164,11 +164,11 @@ def layers(
 
 def _layer_table(operation: str, rows: Sequence[LayerRow]) -> Table:
     """A line for the time of each size and number of tokens, and one each for what a call takes and a layer holds."""
-    from ..evaluation.layer_contenders import EMBEDDINGS, HEADS
+    from ..evaluation.layer_benchmark import EMBEDDINGS, HEAD, HEADS
     from ..sizes import megabytes
 
     chosen = [row for row in rows if row.operation == operation]
-    in_order = [contender.name for contender in (*EMBEDDINGS, *HEADS)]
+    in_order = [contender.name for contender in (HEADS if operation == HEAD else EMBEDDINGS)]
     names = sorted({row.contender for row in chosen}, key=in_order.index)
     table = Table(title=operation)
     for heading in ("vocabulary", "tokens", "", *names):
