@@ -31,7 +31,7 @@ from .layout_projclust import (
     FactorLayout,
     PackedLayout,
 )
-from .table_projclust import FactoredTable
+from .table_projclust import FACTOR_NAMES, FactoredTable
 
 logger = logging.get_logger(__name__)
 WORD_STEPS = 24  # steps of a word's numbers in one deviation of a coordinate
@@ -65,13 +65,19 @@ class PackedTable(FactoredTable):
         self._is_hf_initialized = False  # a dense weight that was filled before is gone
         sizes = self.layout.num_bytes(dtype.itemsize)
         empty = {name: torch.empty(sizes[name], device=device, dtype=torch.uint8) for name in PACKED_NAMES}
-        for name in ("coefficients", "bases"):
+        for name in FACTOR_NAMES:
             self.register_parameter(name, nn.Parameter(empty[name], requires_grad=False))
         self.register_buffer("codebooks", empty["codebooks"].view(torch.int8))
         self.register_buffer("clusters", empty["clusters"])
         self.register_buffer("scales", torch.empty(sum(layout.cluster_ranks), device=device, dtype=dtype))
         rows = torch.arange(layout.num_embeddings, device=device, dtype=torch.int32)
         self.register_buffer("rows", rows, persistent=False)
+
+    def set_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take up tensors of the layout's shapes, by their names in ``stored_names``, without a copy."""
+        for name, tensor in tensors.items():
+            setattr(self, name, nn.Parameter(tensor, requires_grad=False) if name in FACTOR_NAMES else tensor)
+        self.order_rows()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -120,7 +126,7 @@ class PackedTable(FactoredTable):
 
     def init_factors(self, std: float) -> None:
         """Fill what no checkpoint has filled: random bytes, of which the rows have deviation ``std`` or so."""
-        for name in ("coefficients", "bases"):
+        for name in FACTOR_NAMES:
             parameter = getattr(self, name)
             if not getattr(parameter, "_is_hf_initialized", False):
                 init.copy_(parameter, torch.randint(256, parameter.shape, dtype=torch.uint8))

@@ -22,7 +22,6 @@ from .packed_projclust import WORD_STEPS, checksum
 from .row_codes import as_words, decode_rows, encode_rows, rough_scales, scale_of, split_bands
 from .solvers import ProjectiveClustering, Rows, lp_coefficients
 from .solvers.codebooks import train_codebook
-from .table_projclust import FACTOR_NAMES
 
 _SAMPLED_ROWS = 8192
 _RIDGE = 1e-4  # of the mean energy of a coordinate, in the fit of a basis
@@ -217,9 +216,7 @@ def _losses(
     with torch.device("meta"):
         module: Any = nn.Embedding(layout.num_embeddings, layout.dim, dtype=rows.table.dtype)
     factor_in_place(module, layout)
-    for name, tensor in tensors.items():
-        setattr(module, name, nn.Parameter(tensor, requires_grad=False) if name in FACTOR_NAMES else tensor)
-    module.order_rows()
+    module.set_tensors(tensors)
     losses = Losses(layout.num_clusters, p)
     for span in rows.spans():
         dense, clusters = rows.read(span), clustering.assignment[span]

@@ -70,7 +70,7 @@ def test_outputs_are_those_of_the_dense_table_within_the_precision(kind: str, co
     assert outputs.shape == expected.shape
     assert outputs.dtype == torch.float32
     error = float((outputs - expected).norm() / expected.norm())
-    least, most = {4: (0.05, 0.15), 8: (0.003, 0.02), 32: (0, 1e-6)}[bits]
+    least, most = {4: (0.03, 0.15), 8: (0.003, 0.02), 32: (0, 1e-6)}[bits]
     assert least <= error <= most
     assert contender.tolerance == (0 if bits == 32 else most)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -80,6 +80,12 @@ def test_outputs_are_those_of_the_dense_table_within_the_precision(kind: str, co
 def by_hand(name: str) -> int:
     """Bytes that an embedding of 320 x 64 holds."""
     numbers = ROWS * DIM
+    if name == "factored 80 % int4":
+        layout = layout_of(ROWS, DIM, 0.8)
+        rows = sum(
+            size * (1 + (rank + 1) // 2) for size, rank in zip(layout.cluster_sizes, layout.cluster_ranks, strict=True)
+        )
+        return rows + sum(layout.cluster_ranks) * (DIM + 4) + 2 * 256 + (1 + 4) * ROWS  # bases, a codebook, places
     if name.startswith("factored"):
         return 4 * layout_of(ROWS, DIM, 0.8 if "80" in name else 0.4).num_parameters + 4 * ROWS
     return {

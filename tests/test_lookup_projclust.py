@@ -7,9 +7,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_projclust import lookup_projclust, places_projclust
-from hf_projclust.configuration_projclust import FactorLayout
 from hf_projclust.embedding_projclust import ProjClustEmbedding, factor_in_place
 from hf_projclust.head_projclust import ProjClustHead
+from hf_projclust.layout_projclust import FactorLayout
 from hf_projclust.lookup_projclust import FEW_TOKENS, look_up, look_up_few, look_up_grouped, look_up_static
 from hf_projclust.table_projclust import FactoredTable
 

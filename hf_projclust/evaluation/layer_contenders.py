@@ -151,6 +151,7 @@ EMBEDDINGS: tuple[Contender, ...] = (
     Contender("dense", DrawnTable.embedding, trains=True),
     Contender("factored 80 %", lambda table: table.factor(table.embedding(), 0.8), trains=True),
     Contender("factored 40 %", lambda table: table.factor(table.embedding(), 0.4), trains=True),
+    Contender("factored 80 % int4", lambda table: table.pack(table.embedding(), 0.8, 4), _INT4_ERROR),
     Contender("torchao int8", lambda table: _torchao_int8(table.embedding()), _INT8_ERROR),
     Contender("torchao int4", _torchao_int4_embedding, _INT4_ERROR),
     Contender("torchao int4 packed", _torchao_packed_embedding, _INT4_ERROR),
@@ -161,6 +162,7 @@ EMBEDDINGS: tuple[Contender, ...] = (
 HEADS: tuple[Contender, ...] = (
     Contender("dense", DrawnTable.head),
     Contender("factored 60 %", lambda table: table.factor(table.head(), 0.6)),
+    Contender("factored 60 % int4", lambda table: table.pack(table.head(), 0.6, 4), _INT4_ERROR),
     Contender("torchao int8", lambda table: _torchao_int8(table.head()), _INT8_ERROR),
     Contender("torchao int4", _torchao_int4_head, _INT4_ERROR),
     Contender("bitsandbytes int8", _bitsandbytes_8bit_head, _INT8_ERROR),

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..configuration_projclust import FactorLayout
 from ..embedding_projclust import factor_in_place
+from ..layout_projclust import Band, FactorLayout
+from ..options import COEFFICIENT_BITS
+from ..quantizing import quantize
+from ..solvers import ProjectiveClustering, Rows
 from ..solvers.ranks import number_budget
 
 LEAST_FACTORS = 0.8  # the share that the smallest factors save: the table is drawn from these
@@ -94,6 +98,38 @@ class DrawnTable:
         factored["coefficients"].copy_(torch.cat([block.flatten() for block in blocks]))
         factored["bases"].copy_(torch.cat(bases))
         module.get_buffer("rows").copy_(self.stored_rows)
+        return module
+
+    @torch.no_grad()
+    def pack(self, module: nn.Module, compression: float, bits: Literal[8, 4, 3, 2]) -> nn.Module:
+        """Turn a dense layer of this table into one whose factors are in few bits, bases in 8.
+
+        Args:
+            module: What ``embedding`` or ``head`` gave.
+            compression: As in ``factor``.
+            bits: Bits of a coordinate.
+
+        Returns:
+            The module.
+        """
+        factored: Any = self.factor(self.embedding(), compression)
+        rows = Rows(self.dense)
+        axes = torch.eye(self.layout.dim, device=rows.device)
+        bases = [(axes if basis is None else basis).to(rows.dtype) for _, basis in factored.blocks()]
+        ends = torch.tensor(self.layout.row_ends, device=self.dense.device)
+        clusters = torch.searchsorted(ends, self.stored_rows, right=True)
+        bands = [[Band(rank, COEFFICIENT_BITS[bits], 8)] for rank in factored.layout.cluster_ranks]
+        layout, tensors, _ = quantize(
+            rows,
+            torch.ones(len(self.dense), dtype=torch.float64, device=self.dense.device),
+            ProjectiveClustering(clusters, bases, 0.0, []),
+            bands,
+            p=2.0,
+            seed=0,
+        )
+        factor_in_place(module, layout)
+        packed: Any = module
+        packed.set_tensors(tensors)
         return module
 
 
