@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from hf_projclust import compress
+from hf_projclust.configuration_projclust import CODE_FILES
 
 BASE_CARD = "---\nlicense: mit\nlanguage: de\npipeline_tag: fill-mask\n---\n\n# tiny\n"
 
@@ -120,9 +121,7 @@ def test_a_pushed_model_is_loaded_from_a_branch_and_from_a_subfolder(published: 
 def test_a_standalone_folder_is_pushed_with_its_code(base: str, signed_in: LoopbackHub) -> None:
     run_cli("compress", base, "--compression", 0.4, "--standalone", "--output", "alone")
     run_cli("push", "alone", "org/alone")
-    assert {name for name in signed_in.files("org/alone") if name.endswith(".py")} == {
-        f"{part}_projclust.py" for part in ("configuration", "embedding", "modeling")
-    }
+    assert {name for name in signed_in.files("org/alone") if name.endswith(".py")} == set(CODE_FILES)
     assert 'from_pretrained("org/alone", trust_remote_code=True)' in card_of(signed_in, "org/alone").text
 
 
