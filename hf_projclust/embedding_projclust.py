@@ -69,10 +69,6 @@ class ProjClustEmbedding(FactoredTable, nn.Embedding):
                         coefficients[row] = 0
                     row -= size
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[type, bool], dict[str, Any]]:
-        """Pickle by the native class: the made subclass cannot be found by name."""
-        return _empty_embedding, (self.native_class, isinstance(self, PackedTable)), self.__dict__
-
 
 def factor_in_place(module: nn.Module, layout: FactorLayout) -> None:
     """Turn a dense embedding or linear layer into its factored counterpart, with factors yet to be filled.
@@ -153,15 +149,19 @@ def _counterpart(native_class: type[nn.Module], is_packed: bool) -> type[Factore
     if key not in _MADE_CLASSES:
         layer: type[FactoredTable] = ProjClustEmbedding if issubclass(native_class, nn.Embedding) else ProjClustHead
         bases = (PackedTable, layer) if is_packed else (layer,)
-        attributes: dict[str, Any] = {"__module__": __name__}
-        if layer is ProjClustEmbedding:
-            attributes["native_class"] = native_class
-            bases = bases if native_class is nn.Embedding else (native_class, *bases)
+        attributes = {"__module__": __name__, "__reduce__": _reduce, "native_class": native_class}
+        if layer is ProjClustEmbedding and native_class is not nn.Embedding:
+            bases = (native_class, *bases)
         name = f"{PREFIX}{'Packed' if is_packed else ''}{native_class.__name__}"
         _MADE_CLASSES[key] = layer if bases == (layer,) else type(name, bases, attributes)
     return _MADE_CLASSES[key]
 
 
-def _empty_embedding(native_class: type[nn.Embedding], is_packed: bool) -> Any:
-    embedding_class = _counterpart(native_class, is_packed)
-    return embedding_class.__new__(embedding_class)
+def _reduce(module: Any) -> tuple[Callable[..., Any], tuple[type, bool], dict[str, Any]]:
+    """Pickle by the native class: a made subclass cannot be found by name."""
+    return _empty, (module.native_class, isinstance(module, PackedTable)), module.__dict__
+
+
+def _empty(native_class: type[nn.Module], is_packed: bool) -> Any:
+    made_class = _counterpart(native_class, is_packed)
+    return made_class.__new__(made_class)

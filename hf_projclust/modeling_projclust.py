@@ -238,6 +238,9 @@ class ProjClustModelMixin(_NativeModel):
         size = _padded(embedding.num_embeddings if new_num_tokens is None else new_num_tokens, pad_to_multiple_of)
         if size == embedding.num_embeddings:
             return embedding
+        for module in factored_tables(self).values():
+            if isinstance(module, PackedTable):  # refuses, before the dense table beside it is changed
+                module.resize(size, module.scales.new_zeros(0, module.layout.dim))
         natives: dict[str, Any] = {
             "embedding": self._get_resized_embeddings(dense_counterpart(embedding), size, None, mean_resizing)
         }

@@ -93,6 +93,11 @@ class PackedTable(FactoredTable):
         """Find the stored row of each token: within a cluster, rows stand in the order of tokens."""
         self.rows = self.clusters.argsort(stable=True).argsort().int()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As in the base; rows are in no file and follow from the clusters that were loaded."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.order_rows()
+
     def damage(self) -> str | None:
         """What is wrong with the numbers that a checkpoint gave, with the name of the tensor; None if nothing is."""
         for name in PACKED_NAMES:
