@@ -1,0 +1,97 @@
+"""Sentence similarity of all-MiniLM-L6-v2 with its table in few bits, beside plain rounding at equal or more bytes.
+
+    python model_cards/few_bits.py GLUE_FOLDER > model_cards/few_bits.md
+
+GLUE_FOLDER has STS-B/dev.tsv. Nothing is trained. Bytes of a table are by the difference of the model's files; plain
+rounding (round-to-nearest, asymmetric, groups along a row) is put into the dense model, and its bytes are counted: the
+bits of each number, and 16 bits each for the scale and the least number of a group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import tempfile
+from pathlib import Path
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from transformers import AutoModel, AutoTokenizer
+
+from hf_projclust import compress
+from hf_projclust.demo import packaged_minilm
+from hf_projclust.evaluation.machine import describe_machine, installed_versions
+
+RATIOS = (10, 16, 22, 30)
+ROUNDINGS = ((4, 64), (3, 64), (3, 128), (2, 32), (2, 64), (2, 128))  # bits and numbers of a group
+COUNTS = "words:en"
+
+
+@torch.no_grad()
+def embed(model: AutoModel, tokenizer: AutoTokenizer, sentences: list[str]) -> Tensor:
+    """Mean of the last hidden states over the tokens of each sentence, shape (len(sentences), dim)."""
+    embeddings = torch.empty(len(sentences), model.config.hidden_size)
+    order = sorted(range(len(sentences)), key=lambda number: len(sentences[number]))
+    for first in range(0, len(order), 64):
+        batch = order[first : first + 64]
+        inputs = tokenizer([sentences[number] for number in batch], padding=True, truncation=True, return_tensors="pt")
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        hidden = model(**inputs).last_hidden_state
+        embeddings[batch] = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+    return embeddings
+
+
+def rounded(table: Tensor, bits: int, group: int) -> Tensor:
+    """The table with each number at the nearest of 2^bits steps between the least and largest of its group."""
+    groups = table.view(len(table), -1, group)
+    least, largest = groups.amin(dim=2, keepdim=True).half().float(), groups.amax(dim=2, keepdim=True)
+    step = ((largest - least) / (2**bits - 1)).half().float().clamp(min=1e-7)
+    return (((groups - least) / step).round().clamp(0, 2**bits - 1) * step + least).view_as(table)
+
+
+def main() -> None:
+    """Measure, and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("glue", type=Path)
+    folder = parser.parse_args().glue
+    with open(folder / "STS-B" / "dev.tsv", encoding="utf-8") as file:
+        pairs = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
+    left, right = [pair[7] for pair in pairs], [pair[8] for pair in pairs]
+    scores = [float(pair[9]) for pair in pairs]
+    source = packaged_minilm()
+    dense, tokenizer = AutoModel.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    table = dense.get_input_embeddings().weight.detach()
+    reference = embed(dense, tokenizer, left), embed(dense, tokenizer, right)
+
+    def line(name: str, model: AutoModel, table_bytes: float) -> str:
+        found = embed(model, tokenizer, left), embed(model, tokenizer, right)
+        spearman = spearmanr(cosine_similarity(*found), scores).statistic
+        cosines = torch.cat([cosine_similarity(*both) for both in zip(found, reference, strict=True)])
+        times = table.nbytes / table_bytes
+        return f"| {name} | {table_bytes:,.0f} | {times:.2f} | {100 * spearman:.2f} | {cosines.mean():.4f} |"
+
+    lines = [line("dense, float32", dense, table.nbytes)]
+    with tempfile.TemporaryDirectory() as name:
+        dense.save_pretrained(Path(name, "dense"))
+        dense_bytes = Path(name, "dense", "model.safetensors").stat().st_size
+        for ratio in RATIOS:
+            output = Path(name, str(ratio))
+            compress(source, ratio=ratio, token_counts=COUNTS).save_pretrained(output)
+            table_bytes = table.nbytes - dense_bytes + (output / "model.safetensors").stat().st_size
+            lines.append(line(f"`--ratio {ratio}`", AutoModel.from_pretrained(output), table_bytes))
+    for bits, group in ROUNDINGS:
+        model = AutoModel.from_pretrained(source)
+        model.get_input_embeddings().weight.data = rounded(table, bits, group)
+        table_bytes = table.numel() * (bits + 32 / group) / 8
+        lines.append(line(f"plain rounding, int{bits}, groups of {group}", model, table_bytes))
+    versions = ", ".join(f"{key} {value}" for key, value in installed_versions().items() if value)
+    print("# all-MiniLM-L6-v2, its table in few bits\n")  # noqa: T201
+    print("| table | bytes | times smaller | STS-B dev, Spearman | mean cosine to the dense model |")  # noqa: T201
+    print("|---|---:|---:|---:|---:|", *lines, sep="\n")  # noqa: T201
+    print(f"\nToken counts `{COUNTS}`, seed 0, no training. {describe_machine()}; {versions}.")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
