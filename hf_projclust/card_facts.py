@@ -176,7 +176,7 @@ def _sizes(folder: Path, config: Any) -> dict[str, Any]:
             for label, before, after, show in lines
         ],
         "summary": (
-            f"In few bits they take {dense.table_disk_bytes / compressed.table_disk_bytes:.1f} times fewer bytes. "
+            f"Stored in few bits: {dense.table_disk_bytes / compressed.table_disk_bytes:.1f} times smaller. "
             if is_packed
             else f"{1 - compressed.table_parameters / dense.table_parameters:.1%} of the parameters are saved. "
         )

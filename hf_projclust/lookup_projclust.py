@@ -35,8 +35,10 @@ def look_up(table: FactoredTable, token_ids: Tensor) -> Tensor:
     Returns:
         Their vectors, shape (m, d), which share no memory with the table.
     """
+    is_graph = is_traced(token_ids)
     if (
-        torch.compiler.is_compiling()
+        is_graph
+        and torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
         and token_ids.is_cpu
         and type(table).unpack_rows is FactoredTable.unpack_rows  # the operator unpacks nothing
@@ -47,7 +49,7 @@ def look_up(table: FactoredTable, token_ids: Tensor) -> Tensor:
         return _as_operator(token_ids, *factors, layout.cluster_sizes, layout.cluster_ranks)
     stored_rows = table.rows.index_select(0, token_ids)  # (m,)
     # The number of tokens in a cluster is data: a graph must not hold it, nor the host wait for another device's.
-    if is_traced(token_ids) or not token_ids.is_cpu:
+    if is_graph or not token_ids.is_cpu:
         return look_up_static(table, stored_rows)
     if 0 < len(token_ids) <= FEW_TOKENS and not table.needs_gradient():
         return look_up_few(table, stored_rows)
@@ -56,12 +58,12 @@ def look_up(table: FactoredTable, token_ids: Tensor) -> Tensor:
 
 def look_up_few(table: FactoredTable, stored_rows: Tensor) -> Tensor:
     """One product a token: vectors (m, d) of stored rows (m,), of which there is at least one."""
-    row_ends, sizes, vectors = table.layout.row_ends, table.layout.cluster_sizes, []
+    row_ends, vectors = table.layout.row_ends, []
     for stored_row in stored_rows.tolist():
         number = bisect_right(row_ends, stored_row)
-        stored, stored_basis = table.block(number)
-        row = stored_row - row_ends[number] + sizes[number]
-        vectors.append(table.reconstruct(number, stored[row : row + 1], stored_basis))  # (1, d)
+        stored_basis = table.stored_basis(number)
+        stored = table.stored_row(number, row_ends[number] - 1 - stored_row)
+        vectors.append(table.reconstruct(number, stored, stored_basis))  # (1, d)
     if len(vectors) == 1 and stored_basis is not None:
         return vectors[0]
     return torch.cat(vectors)  # without a basis one is a part of the table, which the caller may write to

@@ -149,11 +149,20 @@ class PackedTable(FactoredTable):
         layout = self.layout
         size, width = layout.cluster_sizes[number], layout.row_bytes[number]
         end = layout.coefficient_byte_ends[number]
-        stored = self.coefficients[end - size * width : end].view(size, width)
-        if layout.cluster_ranks[number] == layout.dim:
-            return stored, None
+        return self.coefficients[end - size * width : end].view(size, width), self.stored_basis(number)
+
+    def stored_row(self, number: int, row: int) -> Tensor:
+        """As in the base, shape (1, row bytes)."""
+        width = self.layout.row_bytes[number]
+        end = self.layout.coefficient_byte_ends[number] - row * width
+        return self.coefficients[end - width : end].unsqueeze(0)
+
+    def stored_basis(self, number: int) -> Tensor | None:
+        """As in the base, as bytes, flat."""
+        layout = self.layout
         end = layout.basis_byte_ends[number]
-        return stored, self.bases[end - layout.basis_bytes[number] : end]
+        is_whole = layout.cluster_ranks[number] == layout.dim
+        return None if is_whole else self.bases[end - layout.basis_bytes[number] : end]
 
     def unpack_rows(self, number: int, stored: Tensor) -> Tensor:
         """Coefficients (m, j_i) of some rows of a cluster, given as they are stored."""

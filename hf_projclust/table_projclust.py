@@ -113,11 +113,20 @@ class FactoredTable(nn.Module):
         layout = self.layout
         size, rank = layout.cluster_sizes[number], layout.cluster_ranks[number]
         end = layout.coefficient_ends[number]
-        stored = self.coefficients[end - size * rank : end].view(size, rank)
-        if rank == layout.dim:
-            return stored, None
-        end = layout.basis_ends[number]
-        return stored, self.bases[end - rank : end]
+        return self.coefficients[end - size * rank : end].view(size, rank), self.stored_basis(number)
+
+    def stored_row(self, number: int, row: int) -> Tensor:
+        """One row of a cluster as it is stored, by its place there counted back from the last, shape (1, j_i)."""
+        layout = self.layout
+        rank = layout.cluster_ranks[number]
+        end = layout.coefficient_ends[number] - row * rank
+        return self.coefficients[end - rank : end].unsqueeze(0)
+
+    def stored_basis(self, number: int) -> Tensor | None:
+        """The basis of a cluster as it is stored, shape (j_i, d); None where there is none."""
+        layout = self.layout
+        rank, end = layout.cluster_ranks[number], layout.basis_ends[number]
+        return None if rank == layout.dim else self.bases[end - rank : end]
 
     def unpack_rows(self, number: int, stored: Tensor) -> Tensor:
         """Coefficients (m, j_i) of some rows of a cluster, given as they are stored."""
@@ -167,7 +176,7 @@ class FactoredTable(nn.Module):
     def reconstruct(self, number: int, stored: Tensor, stored_basis: Tensor | None) -> Tensor:
         """Some rows of the dense table, shape (m, d), of rows of a cluster and its basis, given as they are stored."""
         rows = self.unpack_rows(number, stored)
-        return rows if stored_basis is None else rows @ self.unpack_basis(number, stored_basis)
+        return rows if stored_basis is None else torch.mm(rows, self.unpack_basis(number, stored_basis))
 
     def needs_gradient(self) -> bool:
         """Whether what is computed now has a backward."""

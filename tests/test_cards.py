@@ -164,6 +164,7 @@ def test_figures_are_those_of_the_files_and_of_the_record(folder: Path) -> None:
     for before, after in (
         (dense.table_parameters, compressed.table_parameters),
         (dense.model_parameters, compressed.model_parameters),
+        (dense.table_disk_bytes, compressed.table_disk_bytes),
     ):
         assert f"| {before:,} | {after:,} | {before / after:.2f} |" in text
     half = 2 * compressed.model_parameters + 4 * 97
@@ -180,7 +181,7 @@ def test_figures_are_those_of_the_files_and_of_the_record(folder: Path) -> None:
         ),
         1,
     ):
-        assert f"| {number} | {size} | {rank} | {1 - kept:.4f} |" in text
+        assert f"| {number} | {size} | {rank} | 32 | {1 - kept:.4f} |" in text
 
 
 def test_the_plot_has_a_bar_a_cluster(folder: Path) -> None:

@@ -52,7 +52,7 @@ def test_info_prints_clusters_and_sizes(base: Path, tmp_path: Path) -> None:
     for size, kept in zip(
         solver["embedding"]["cluster_sizes"], solver["solver"]["embedding"]["energy_kept"], strict=True
     ):
-        assert re.search(rf"│ +{size} │ +4 │ +{kept:.1%} │", output)
+        assert re.search(rf"│ +{size} │ +4 │ +32 │ +{kept:.1%} │", output)
     assert f"{97 * 16:,}" in output  # dense table
     assert f"{4 * (97 + 3 * 16):,}" in output  # compressed table
     assert f"{solver['solver']['embedding']['relative_squared_error']:.4f}" in output
@@ -134,7 +134,7 @@ def test_help_lists_every_command() -> None:
 
 
 BAD = [
-    (["compress", "BASE", "--output", "OUT"], "exactly one of the two"),
+    (["compress", "BASE", "--output", "OUT"], "exactly one of them"),
     (["compress", "BASE", "--output", "OUT", "--compression", "1.5"], "above 0 and below 1"),
     (["compress", "BASE", "--output", "OUT", "--rank", "4", "--compression", "0.5"], "exactly one of them"),
     (["compress", "BASE", "--output", "OUT", "--rank", "17"], "expected 1 to 16"),

@@ -272,7 +272,7 @@ def test_every_option_of_the_solver_reaches_it(monkeypatch: pytest.MonkeyPatch) 
         for name, parameter in inspect.signature(cluster).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
-    assert options - given.keys() == {"rule", "on_round", "checkpoint"}  # which other options make
+    assert options - given.keys() == {"rule", "final_rule", "on_round", "checkpoint"}  # which other options make
 
 
 @pytest.mark.parametrize("preset", ["svd", "messi", "robust"])
@@ -420,8 +420,8 @@ BAD_OPTIONS = [
     ({"compression": -0.2}, "compression=-0.2", "above 0 and below 1", "give 0.4"),
     ({"compression": 40}, "compression=40;", "above 0 and below 1", "give 0.4"),
     ({"compression": float("nan")}, "compression=nan", "above 0 and below 1", "give 0.4"),
-    ({}, "compression=None and rank=None", "exactly one", "Give the share"),
-    ({"compression": 0.4, "rank": 4}, "compression=0.4 and rank=4", "exactly one", "Give the share"),
+    ({}, "compression=None, rank=None, ratio=None and table_bytes=None", "exactly one", "Give the share"),
+    ({"compression": 0.4, "rank": 4}, "compression=0.4, rank=4, ratio=None", "exactly one", "Give the share"),
     ({"rank": 0}, "rank=0", "1 or more", "Give the coordinates"),
     ({"rank": 4.5}, "rank=4.5", "expected a whole number", "Give the coordinates"),
     ({"rank": True}, "rank=True", "expected a whole number", "Give the coordinates"),
@@ -483,7 +483,7 @@ def test_a_rank_that_saves_nothing_is_warned_of(upstream_log) -> None:
     compress(dense, num_clusters=5, rank=8)
     assert "nothing is saved" not in upstream_log.text
     compress(dense, num_clusters=5, rank=15)
-    assert "the factors hold 2,655 numbers, and the table 1,552: nothing is saved. Use" in upstream_log.text
+    assert "the factors take 10,620 bytes, and the table 6,208: nothing is saved. Use" in upstream_log.text
 
 
 def test_a_compressed_model_is_not_compressed_again(tmp_path: Path) -> None:
