@@ -216,7 +216,17 @@ class ProjClustModelMixin(_NativeModel):
 
         Returns:
             This model.
+
+        Raises:
+            ValueError: If a table is not in memory.
         """
+        if any(
+            isinstance(table, PackedTable) and table.coefficients.is_meta for table in factored_tables(self).values()
+        ):
+            raise ValueError(
+                f"{type(self).__name__} has tables in few bits that are not in memory (offloaded, or on the meta device); "
+                "expected them on a device. Load the model without a device_map first."
+            )
         layouts, done = dict(self.config.factor_layouts), {}
         for name, modules in vocabulary_modules(self).items():
             packed = [module for module in modules if isinstance(module, PackedTable)]
