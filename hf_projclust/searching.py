@@ -12,7 +12,7 @@ from itertools import groupby
 from .layout_projclust import MOST_PACKED_CLUSTERS, Band
 from .options import COEFFICIENT_BITS, FactoringOptions
 from .solvers import ProjectiveClustering, RankRule, Table, adaptive_ranks, equal_ranks
-from .solvers.bits import BASIS_BITS, packed_bits
+from .solvers.bits import VECTOR_BITS, packed_bits
 from .solvers.ranks import number_budget, uniform_rank
 
 # Bases of more clusters would take over a ninth of the stored numbers: the weighted error may still fall a little,
@@ -27,7 +27,7 @@ def bands_of(clustering: ProjectiveClustering, options: FactoringOptions) -> lis
     """How the coordinates of each cluster are stored in few bits: as was found under a budget, or as was asked for."""
     if clustering.per_byte is not None:
         grouped = [[(number, len(list(equal))) for number, equal in groupby(codes)] for codes in clustering.per_byte]
-        return [[Band(count, number, BASIS_BITS[number]) for number, count in bands] for bands in grouped]
+        return [[Band(count, number, VECTOR_BITS[number]) for number, count in bands] for bands in grouped]
     per_byte = COEFFICIENT_BITS[options.coefficient_bits or 8]
     ranks = [len(basis) for basis in clustering.bases]
     return [[Band(rank, per_byte, options.basis_bits or 8)] if rank else [] for rank in ranks]

@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .codebooks import WORDS
 from .ranks import Allocation, RankRule
 
 # Share of its energy that a normally distributed coordinate loses by k-means of 256 words for so many coordinates; of
 # one, by steps of 1/24 of its deviation. All but the first two also lose what a basis in 4 bits loses.
 LOST = {1: 0.0002, 2: 0.0088, 3: 0.052, 4: 0.108, 6: 0.228, 8: 0.334, 16: 0.592}
-BASIS_BITS = {1: 8, 2: 8, 3: 4, 4: 4, 6: 4, 8: 4, 16: 4}
-WORDS = 256
+VECTOR_BITS = {1: 8, 2: 8, 3: 4, 4: 4, 6: 4, 8: 4, 16: 4}
 _BISECTIONS = 50
 
 
@@ -78,13 +78,13 @@ def codes_for(budget_bytes: int) -> list[int]:
 
 def codebook_bytes(per_byte: list[int]) -> int:
     """Bytes of the codebooks: one number a byte needs none, and bases in 4 bits have one of pairs."""
-    of_bases = 2 if any(BASIS_BITS[number] == 4 for number in per_byte) else 0
+    of_bases = 2 if any(VECTOR_BITS[number] == 4 for number in per_byte) else 0
     return WORDS * (sum(number for number in per_byte if number > 1) + of_bases)
 
 
 def vector_bytes(number: int, dim: int, scale_bytes: int) -> int:
     """Bytes of a basis vector of coordinates of which a byte holds a number, and of their scale."""
-    return -(-dim * BASIS_BITS[number] // 8) + scale_bytes
+    return -(-dim * VECTOR_BITS[number] // 8) + scale_bytes
 
 
 def row_bytes(bands: list[int], per_byte: list[int]) -> int:
