@@ -224,8 +224,8 @@ class ProjClustModelMixin(_NativeModel):
             isinstance(table, PackedTable) and table.coefficients.is_meta for table in factored_tables(self).values()
         ):
             raise ValueError(
-                f"{type(self).__name__} has tables in few bits that are not in memory (offloaded, or on the meta device); "
-                "expected them on a device. Load the model without a device_map first."
+                f"{type(self).__name__} has tables in few bits that are not in memory (offloaded, or on the meta "
+                "device); expected them on a device. Load the model without a device_map first."
             )
         layouts, done = dict(self.config.factor_layouts), {}
         for name, modules in vocabulary_modules(self).items():
