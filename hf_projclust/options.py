@@ -145,12 +145,13 @@ class FactoringOptions:
         if self.rank is not None:
             self._check_count("rank", 1, "Give the coordinates to keep of each row")
         if self.ratio is not None:
-            if isinstance(self.ratio, bool | str) or not 1 < float(self.ratio) < math.inf:
+            ratio: Any = self.ratio
+            if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 1 < float(ratio) < math.inf:
                 raise ValueError(
-                    f"ratio={self.ratio!r}; expected a number above 1, by which the table is to be smaller. For a "
+                    f"ratio={ratio!r}; expected a number above 1, by which the table is to be smaller. For a "
                     "sixteenth of its bytes, give 16."
                 )
-            object.__setattr__(self, "ratio", float(self.ratio))
+            object.__setattr__(self, "ratio", float(ratio))
         if self.table_bytes is not None:
             object.__setattr__(self, "table_bytes", number_of_bytes("table_bytes", self.table_bytes))
 
@@ -159,7 +160,7 @@ class FactoringOptions:
             value = getattr(self, name)
             if value is None:
                 continue
-            if isinstance(value, bool) or value not in known:
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value not in known:
                 raise ValueError(
                     f"{name}={value!r}; expected one of {', '.join(map(str, known))}. Leave it out for the default."
                 )

@@ -146,7 +146,7 @@ class _Coder:
         ]
         in_pairs = [part.T for cluster in parts for band, part in cluster if band.basis_bits == 4]
         self.pairs = train_pairs(in_pairs, self.generator)
-        self.vectors, self.scales, self.basis_codes = fitted, [basis.norm(dim=1) for basis in fitted], []
+        self.vectors, self.scales, self.basis_codes = list(fitted), [basis.norm(dim=1) for basis in fitted], []
         for number, cluster in enumerate(parts):
             rounded = [round_vectors(part.T, band.basis_bits, self.pairs) for band, part in cluster]
             if rounded:
@@ -154,7 +154,7 @@ class _Coder:
                 self.scales[number] = torch.cat([part.scales for part in rounded]).to(self.rows.table.dtype)
                 numbers = torch.cat([part.numbers for part in rounded])
                 self.vectors[number] = numbers * self.scales[number].to(numbers).unsqueeze(1)
-        self.inverses = [_inverse(vectors) for vectors in self.vectors]
+        self.inverses = [_inverse(*vectors) for vectors in zip(self.vectors, fitted, strict=True)]
         self.codebooks = self._train()
 
     def _coordinates(self, number: int, dense: Tensor) -> Tensor:
@@ -196,10 +196,15 @@ class _Coder:
         return codebooks
 
 
-def _inverse(vectors: Tensor) -> Tensor:
-    """What gives the coordinates of rows along vectors (j, d) by least squares, shape (d, j)."""
+def _inverse(vectors: Tensor, fitted: Tensor) -> Tensor:
+    """What gives the coordinates of rows along rounded vectors (j, d) by ridge regression, shape (d, j).
+
+    The ridge is the energy that rounding the vectors has put into each direction. Without it coordinates that are
+    fainter would be spent on errors of the strong ones, and grow beyond what a byte can say.
+    """
     gram = (vectors @ vectors.T).double()
-    ridge = 1e-9 * gram.trace() / max(1, len(gram)) + 1e-30
+    noise = (vectors - fitted).double().square().sum() / vectors.shape[1]
+    ridge = noise + 1e-9 * gram.trace() / max(1, len(gram)) + 1e-30
     inverse = torch.linalg.inv(gram + ridge * torch.eye(len(gram)).to(gram))
     return (vectors.T.double() @ inverse).to(vectors)
 

@@ -34,7 +34,7 @@ def encode_rows(
         Scale and words of each row, shape (m, row bytes), uint8. A row of zeros has the scale 0.
     """
     scales = rough_scales(coordinates, bands)
-    spoken = _spoken(_words(coordinates / scale_of(scales), bands, codebooks), bands, codebooks)
+    spoken = _spoken(_words(coordinates / scale_of(scales), bands, codebooks), bands, codebooks).to(coordinates)
     # The scale that fits these words best, and then the words that fit that scale best.
     fitted = (coordinates * spoken) @ energies / (spoken.square() @ energies).clamp(min=1e-30)
     is_fitted = (scales > 0) & (fitted.unsqueeze(1) > 0)
