@@ -115,8 +115,8 @@ def compress(
         max_rounds: Rounds of clustering of a start, at most.
         tolerance: Stop when several rounds in a row lower the error by a smaller share than this.
         device: Where to compute; by default where the model is.
-        memory_limit: Bytes, or a size such as "1GB", that the clustering may take beyond the result; for p < 2 the
-            coordinates may take about twice as much. With a path the table then stays in its safetensors files and is
+        memory_limit: Bytes, or a size such as "1GB", that the clustering may take beyond the result; for p < 2 and in
+            few bits the coordinates may take about twice as much. With a path the table then stays in its safetensors files and is
             read in blocks.
         checkpoint: Folder in which the clustering is saved after each round; a run that was interrupted goes on from
             it. It is kept when the run is done: delete it then.
