@@ -245,7 +245,7 @@ class PackedTable(FactoredTable):
     def _words(self, codes: Tensor, width: int) -> Tensor:
         """Numbers that bytes name, shape (m, bytes * width)."""
         if width == 1:
-            return codes.view(torch.int8).to(self.scales.dtype)
+            return _signed(codes, self.scales.dtype)
         return take(codes.int(), self._codebook("rows", width)).flatten(1)
 
     def _vectors(self, stored: Tensor, band: Band) -> Tensor:
@@ -255,9 +255,9 @@ class PackedTable(FactoredTable):
         if bits == 4:
             numbers = take(codes.int(), self._codebook("bases", 2)).flatten(1)[:, :dim]
         elif bits == 8:
-            numbers = codes.view(torch.int8).to(self.scales.dtype)
+            numbers = _signed(codes, self.scales.dtype)
         else:
-            numbers = codes[:, 1::2].view(torch.int8).float() * 256 + codes[:, ::2].float()
+            numbers = _signed(codes[:, 1::2], torch.float32) * 256 + codes[:, ::2].float()
         return (numbers / _BASIS_STEPS[bits]).to(self.scales.dtype)
 
     def _codebook(self, of: str, width: int) -> Tensor:
@@ -269,6 +269,11 @@ class PackedTable(FactoredTable):
                 return self.codebooks[first : first + size].view(CODEBOOK_WORDS, width).to(self.scales.dtype)
             first += size
         raise KeyError((of, width))
+
+
+def _signed(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes as numbers from -128 to 127, without a view of another dtype, which torch.jit.trace cannot have."""
+    return (codes ^ 128).to(dtype) - 128
 
 
 def checksum(tensor: Tensor) -> int:

@@ -68,7 +68,8 @@ def split_bands(coordinates: Tensor, bands: Sequence[Band]) -> Sequence[Tensor]:
 
 def as_words(numbers: Tensor, width: int) -> Tensor:
     """Numbers (m, count) as words (m, words, width); the last word is filled up with zeros."""
-    return pad(numbers, (0, -numbers.shape[1] % width)).view(len(numbers), -1, width)
+    padded = pad(numbers, (0, -numbers.shape[1] % width))
+    return padded.view(len(padded), padded.shape[1] // width, width)
 
 
 def _scale_bytes(scales: Tensor) -> Tensor:

@@ -116,6 +116,7 @@ def whole_bytes(counts: list[int], per_byte: list[int], most: int) -> list[int]:
         for later in range(place + 1, last + 1):
             moved = min(wanted, counts[later])
             counts[place], counts[later], wanted = counts[place] + moved, counts[later] - moved, wanted - moved
+    last = max((place for place, count in enumerate(counts) if count), default=-1)  # it may have given all away
     if last >= 0:
         over = counts[last] % per_byte[last]
         counts[last] += -over if 2 * over < per_byte[last] else (per_byte[last] - over)
