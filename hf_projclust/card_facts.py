@@ -52,7 +52,7 @@ def card_facts(folder: Path, config: Any, repo_id: str) -> dict[str, Any]:
         "quoted_id": json.dumps(repo_id, ensure_ascii=False),
         "shell_id": shlex.quote(repo_id),
         "is_quantised": getattr(config, "quantization_config", None) is not None,
-        "is_packed": any(isinstance(layout, PackedLayout) for layout in layouts.values()),
+        "is_packed": _is_packed(layouts),
         "auto_class": _auto_class(config),
         "processor": "AutoProcessor" if _has_any(folder, "*processor_config.json") else "AutoTokenizer",
         "is_sentence_transformer": _has_any(folder, "modules.json"),
@@ -166,7 +166,7 @@ def _sizes(folder: Path, config: Any) -> dict[str, Any]:
     layouts = config.factor_layouts
     rows_bytes = _ROWS_BYTES * sum(layout.num_embeddings for layout in layouts.values())
     quantised = getattr(config, "quantization_config", None) is not None
-    is_packed = any(isinstance(layout, PackedLayout) for layout in layouts.values())
+    is_packed = _is_packed(layouts)
     for name, item_bytes in [] if quantised or is_packed else [("float32", 4), ("float16 or bfloat16", 2)]:
         sizes = dense.model_parameters * item_bytes, compressed.model_parameters * item_bytes + rows_bytes
         lines.append((f"Model in {name}", *sizes, megabytes))
@@ -214,11 +214,22 @@ def _method_text(record: dict[str, Any], layouts: dict[str, Any]) -> str:
         )
     elif record.get("coefficient_bits"):
         subspaces += f", product quantised coordinates of {record['coefficient_bits']} bits"
+    if _asks_for_bits(record) and not _is_packed(layouts):
+        subspaces += ", which were made floating numbers later"
     weights = [
         *(["by the use of their tokens"] if _weighs_use(record) else []),
         *(["against their norms"] if record["norm_exponent"] else []),
     ]
     return f"{subspaces}, {errors}, rows weighted {' and '.join(weights) or 'alike'}"
+
+
+def _asks_for_bits(record: dict[str, Any]) -> bool:
+    return any(record.get(name) for name in ("ratio", "table_bytes", "coefficient_bits"))
+
+
+def _is_packed(layouts: dict[str, Any]) -> bool:
+    """Whether a table is in few bits."""
+    return any(isinstance(layout, PackedLayout) for layout in layouts.values())
 
 
 def _weighs_use(record: dict[str, Any]) -> bool:

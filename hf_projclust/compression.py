@@ -116,8 +116,8 @@ def compress(
         tolerance: Stop when several rounds in a row lower the error by a smaller share than this.
         device: Where to compute; by default where the model is.
         memory_limit: Bytes, or a size such as "1GB", that the clustering may take beyond the result; for p < 2 and in
-            few bits the coordinates may take about twice as much. With a path the table then stays in its safetensors files and is
-            read in blocks.
+            few bits the coordinates may take about twice as much. With a path the table then stays in its safetensors
+            files and is read in blocks.
         checkpoint: Folder in which the clustering is saved after each round; a run that was interrupted goes on from
             it. It is kept when the run is done: delete it then.
         base_model: Id on the Hub of the model that a folder, or a model in memory, is a copy of, for the model card; of

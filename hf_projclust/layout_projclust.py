@@ -194,7 +194,11 @@ class PackedLayout(FactorLayout):
                 raise ProjClustCheckpointError(
                     f"a cluster_bands entry has basis_bits={band.basis_bits}; expected one of {BASIS_BITS}. {_DAMAGED}"
                 )
-
+        for numbers in ([band.per_byte for band in bands] for bands in self.cluster_bands):
+            if numbers != sorted(set(numbers)):
+                raise ProjClustCheckpointError(
+                    f"the bands of a cluster have per_byte={numbers}; expected rising numbers. {_DAMAGED}"
+                )
         sizes = [size * width for size, width in zip(self.cluster_sizes, self.row_bytes, strict=True)]
         object.__setattr__(self, "coefficient_byte_ends", tuple(accumulate(sizes)))
         object.__setattr__(self, "basis_byte_ends", tuple(accumulate(self.basis_bytes)))

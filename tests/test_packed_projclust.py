@@ -161,8 +161,11 @@ def test_any_layout_looks_up_what_its_bytes_stand_for(data: st.DataObject) -> No
     for _ in sizes:
         ends = sorted(data.draw(st.sets(st.integers(1, DIM), max_size=3)))
         counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-        widths = st.tuples(st.sampled_from(PER_BYTE), st.sampled_from(BASIS_BITS))
-        bands.append([Band(count, *data.draw(widths)) for count in counts])
+        numbers = st.lists(st.sampled_from(PER_BYTE), min_size=len(counts), max_size=len(counts), unique=True).map(
+            sorted
+        )
+        widths = zip(counts, data.draw(numbers), strict=True)
+        bands.append([Band(count, number, data.draw(st.sampled_from(BASIS_BITS))) for count, number in widths])
     table = embedding(PackedLayout.of_bands(DIM, sizes, bands))
     ids = torch.tensor(data.draw(st.lists(st.integers(0, sum(sizes) - 1), max_size=12)), dtype=torch.long)
     expected = rebuilt(table)[ids]

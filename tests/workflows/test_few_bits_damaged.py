@@ -118,6 +118,11 @@ def first_band(table: dict[str, Any], **fields: Any) -> None:
 
 CONFIGS = [
     (lambda t: first_band(t, per_byte=2), r"coefficients has shape .*; expected .* from its config.json"),
+    (lambda t: first_band(t, per_byte=16), r"the bands of a cluster have per_byte=\[16.*\]; expected rising numbers"),
+    (
+        lambda t: t["cluster_bands"][0].reverse(),
+        r"the bands of a cluster have per_byte=\[.*\]; expected rising numbers",
+    ),
     (lambda t: first_band(t, per_byte=7), "cluster_bands entry has per_byte=7; expected one of"),
     (lambda t: first_band(t, basis_bits=5), "cluster_bands entry has basis_bits=5; expected one of"),
     (lambda t: first_band(t, basis_bits=16), r"bases has shape .*; expected .* from its config.json"),
