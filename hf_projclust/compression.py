@@ -91,9 +91,10 @@ def compress(
         compression: Share of the table's numbers to save, between 0 and 1. Give this, ``rank``, ``ratio`` or
             ``table_bytes``.
         rank: Coordinates that each row keeps, j, 1 to the width of the table.
-        ratio: How many times smaller the table is to be than in the base checkpoint, in few bits: ranks, the bits of
-            each coordinate and the clusters are chosen under one budget of bytes. For the preset "adaptive".
-        table_bytes: The same budget as bytes, or as a size such as "3MB".
+        ratio: How many times smaller each table is to be than it is in its dtype (that of the checkpoint, if a path is
+            given), in few bits: ranks, the bits of each coordinate and the clusters are chosen under one budget of
+            bytes. For the preset "adaptive". Below about 4 times (of float32) little is left to gain.
+        table_bytes: The same budget, for each table, as bytes or as a size such as "3MB".
         coefficient_bits: Bits in which coordinates are stored, after a clustering by ``compression`` or ``rank``: 8, 4,
             3 (three in a byte, 2.67 bits) or 2, by product quantisation. By default they are floating numbers.
         basis_bits: Bits of the numbers of bases beside ``coefficient_bits``, 16 or 8, the default.

@@ -74,7 +74,13 @@ class ProjClustConfigMixin(_NativeConfig):
                 f"the checkpoint has format_version={section.get('format_version')!r}; this hf_projclust reads "
                 f"{FORMAT_VERSION} and {PACKED_FORMAT_VERSION}. Install the hf_projclust that wrote it, or a newer one."
             )
-        return {name: FactorLayout.from_dict(section[name]) for name in TABLE_NAMES if name in section}
+        layouts = {name: FactorLayout.from_dict(section[name]) for name in TABLE_NAMES if name in section}
+        if section["format_version"] != format_version(layouts):
+            raise ProjClustCheckpointError(
+                f"the checkpoint has format_version={section['format_version']} and tables of format "
+                f"{format_version(layouts)}; expected one. The config.json is damaged: fetch the checkpoint again."
+            )
+        return layouts
 
     def set_factor_layouts(self, layouts: dict[str, FactorLayout]) -> None:
         """Put other shapes in place of all of these; configurations that were copied from this one keep theirs."""

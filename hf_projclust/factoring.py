@@ -22,7 +22,7 @@ from .options import FactoringOptions
 from .packing import pack
 from .quantizing import quantize
 from .resources import Resources
-from .searching import bands_of, byte_budget, search_of
+from .searching import bands_of, search_of
 from .solvers import (
     Checkpoint,
     ProjectiveClustering,
@@ -89,8 +89,8 @@ def factor_table(
         bands = bands_of(found.clustering, options)
         if not any(bands):
             raise ValueError(
-                f"the table of {num_tokens:,} x {dim} keeps not one coordinate in {byte_budget(table, options):,} "
-                "bytes; expected room for more. Give more bytes, or fewer clusters."
+                f"the table of {num_tokens:,} x {dim} keeps not one coordinate in few bits; expected rows that are not "
+                "all zeros, and room for some. Give more bytes, or leave the table dense."
             )
         stored: _Stored = quantize(found.rows, found.weights, found.clustering, bands, p, options.seed)
     else:

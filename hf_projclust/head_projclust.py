@@ -61,9 +61,9 @@ class ProjClustHead(FactoredTable):
             ValueError: If k is not between 1 and the size of the vocabulary.
         """
         layout = self.layout
-        if not 1 <= k <= layout.num_embeddings:
+        if type(k) is not int or not 1 <= k <= layout.num_embeddings:
             raise ValueError(
-                f"k={k} tokens were asked for; expected 1 to {layout.num_embeddings}, the size of the vocabulary. "
+                f"k={k!r} tokens were asked for; expected 1 to {layout.num_embeddings}, the size of the vocabulary. "
                 "Ask for as many at most."
             )
         rows = self.rows.long()

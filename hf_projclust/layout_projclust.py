@@ -160,6 +160,7 @@ class PackedLayout(FactorLayout):
         cluster_ranks: Number of coordinates of a row in each cluster, those of its bands together.
         cluster_bands: Bands of each cluster, in the order of their coordinates; a cluster of rank 0 has none.
         checksums: CRC-32 of each packed tensor, by name.
+        scale_mean: Mean of the scales of coordinates, each weighted by its place, which a cast hardly changes.
 
     Raises:
         ProjClustCheckpointError: If the numbers do not describe a table.
@@ -167,6 +168,7 @@ class PackedLayout(FactorLayout):
 
     cluster_bands: tuple[tuple[Band, ...], ...]
     checksums: dict[str, int] = field(default_factory=dict, compare=False)
+    scale_mean: float | None = field(default=None, compare=False)
     coefficient_byte_ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # where each cluster ends
     basis_byte_ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # among the bytes of both
 
@@ -209,17 +211,19 @@ class PackedLayout(FactorLayout):
         cluster_sizes: Sequence[int],
         cluster_bands: Sequence[Sequence[Band]],
         checksums: dict[str, int] | None = None,
+        scale_mean: float | None = None,
     ) -> PackedLayout:
         """The layout whose ranks are those that the bands add up to."""
         ranks = tuple(sum(band.num_coordinates for band in bands) for bands in cluster_bands)
-        return PackedLayout(dim, tuple(cluster_sizes), ranks, tuple(map(tuple, cluster_bands)), checksums or {})
+        bands = tuple(map(tuple, cluster_bands))
+        return PackedLayout(dim, tuple(cluster_sizes), ranks, bands, checksums or {}, scale_mean)
 
     @staticmethod
     def from_packed(fields: dict[str, Any]) -> PackedLayout:
         """The layout that ``to_dict`` described, refusing anything else."""
         bands, checksums = fields.get("cluster_bands"), fields.get("checksums")
         is_described = (
-            set(fields) == {"dim", "cluster_sizes", "cluster_bands", "checksums"}
+            set(fields) == {"dim", "cluster_sizes", "cluster_bands", "checksums", "scale_mean"}
             and isinstance(fields["cluster_sizes"], list)
             and isinstance(bands, list)
             and all(isinstance(cluster, list) for cluster in bands)
@@ -228,15 +232,16 @@ class PackedLayout(FactorLayout):
             and isinstance(checksums, dict)
             and set(checksums) == set(PACKED_NAMES)
             and all(type(checksum) is int for checksum in checksums.values())
+            and isinstance(fields["scale_mean"], float | int)
         )
         if not is_described:
             raise ProjClustCheckpointError(
                 f"the checkpoint's factored table in few bits is described by {fields!r}; expected dim, cluster_sizes, "
-                f"cluster_bands with {sorted(_BAND_FIELDS)} of each, and checksums of {', '.join(PACKED_NAMES)}. "
-                f"{_DAMAGED}"
+                f"cluster_bands with {sorted(_BAND_FIELDS)} of each, checksums of {', '.join(PACKED_NAMES)}, and "
+                f"scale_mean. {_DAMAGED}"
             )
         made = [[Band(**band) for band in cluster] for cluster in fields["cluster_bands"]]
-        return PackedLayout.of_bands(fields["dim"], fields["cluster_sizes"], made, checksums)
+        return PackedLayout.of_bands(fields["dim"], fields["cluster_sizes"], made, checksums, fields["scale_mean"])
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON has them."""
@@ -245,6 +250,7 @@ class PackedLayout(FactorLayout):
             "cluster_sizes": list(self.cluster_sizes),
             "cluster_bands": [[asdict(band) for band in bands] for bands in self.cluster_bands],
             "checksums": dict(self.checksums),
+            "scale_mean": self.scale_mean,
         }
 
     @property

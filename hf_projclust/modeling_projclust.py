@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -166,6 +167,7 @@ class ProjClustModelMixin(_NativeModel):
         """
         if not getattr(self, "_hf_peft_config_loaded", False):  # then only the adapters are saved
             _check_tables(self)
+            _note_scales(self)
             stored = [name for name in factored_tables(self) if f"{name}.rows" not in self._tied_rows]
             marks = {f"{name}.weight": in_place_of_dense_weight() for name in stored}
             state_dict = (self.state_dict() if state_dict is None else state_dict) | marks
@@ -509,6 +511,12 @@ def _check_tables(model: Any) -> None:
                 "factored module, which the configuration describes. Put it back, or replace modules in the dense "
                 "model, hf_projclust.decompress(model), and compress the result."
             )
+        if isinstance(module, PackedTable) and (changed := module.changed_codes()):
+            raise ValueError(
+                f"the table of {type(model).__name__} in few bits was changed in memory, as by averaging weights: "
+                f"{changed}. Expected the bytes that were loaded. Load the model again; to change the table, call "
+                "model.dequantize_factors() first."
+            )
     for target, source in model._tied_rows.items():
         own, stored = (tied[key].coefficients for key in (target, source))
         if own is not stored and not (own.is_meta or stored.is_meta):
@@ -518,6 +526,17 @@ def _check_tables(model: Any) -> None:
                 "that lists one of the two in modules_to_save; expected shared factors, since a file holds them once. "
                 "Leave the table and its head out of modules_to_save, or keep the adapter unmerged: save the PeftModel."
             )
+
+
+def _note_scales(model: Any) -> None:
+    """Put into the configuration what tells the scales of tables in few bits, which a cast may have changed."""
+    layouts = dict(model.config.factor_layouts)
+    tables = {"embedding": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    for name in layouts:
+        table = tables[name]
+        if isinstance(table, PackedTable) and not table.scales.is_meta:
+            layouts[name] = table.layout = replace(table.layout, scale_mean=table.scale_mean())
+    model.config.set_factor_layouts(layouts)
 
 
 def _damage(tables: dict[str, FactoredTable], loading_info: Any, *, may_leave_over: bool) -> str | None:

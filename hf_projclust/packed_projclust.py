@@ -98,20 +98,36 @@ class PackedTable(FactoredTable):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.order_rows()
 
-    def damage(self) -> str | None:
-        """What is wrong with the numbers that a checkpoint gave, with the name of the tensor; None if nothing is."""
+    def scale_mean(self) -> float:
+        """The mean of the scales that the layout keeps of them."""
+        places = torch.arange(1, len(self.scales) + 1, device=self.scales.device, dtype=torch.float64)
+        return float((places / max(1, len(places)) * self.scales.double()).sum()) / max(1, len(places))
+
+    def changed_codes(self) -> str | None:
+        """Which packed tensor is not the one that the layout has a checksum of, in words; None if all are."""
         for name in PACKED_NAMES:
             tensor = getattr(self, name)
             if name in self.layout.checksums and not tensor.is_meta:
                 found, expected = checksum(tensor), self.layout.checksums[name]
                 if found != expected:
                     return f"{name} has the CRC-32 {found}; expected {expected}, which its config.json names"
+        return None
+
+    def damage(self) -> str | None:
+        """What is wrong with the numbers that a checkpoint gave, with the name of the tensor; None if nothing is."""
+        if changed := self.changed_codes():
+            return changed
         if not self.clusters.is_meta:
             sizes = self.clusters.bincount(minlength=self.layout.num_clusters).tolist()
             if sizes != list(self.layout.cluster_sizes):
                 return f"clusters has {sizes} tokens; expected {list(self.layout.cluster_sizes)} as in its config.json"
-        if not self.scales.is_meta and not bool((self.scales.isfinite() & (self.scales >= 0)).all()):
+        if self.scales.is_meta:
+            return None
+        if not bool((self.scales.isfinite() & (self.scales >= 0)).all()):
             return "scales has numbers that are negative, infinite or NaN; expected scales of coordinates"
+        found, expected = self.scale_mean(), self.layout.scale_mean
+        if expected is not None and abs(found - expected) > 2 * torch.finfo(self.dtype).eps * abs(expected):
+            return f"scales has the weighted mean {found:.9g}; expected {expected:.9g}, which its config.json names"
         return None
 
     def train(self, mode: bool = True) -> Any:

@@ -8,7 +8,9 @@ stored, is decided in ``solvers``; how the bytes are read is in ``packed_projclu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,12 +46,21 @@ def quantize(
         The layout; the tensors of ``packed_projclust``; and the errors of the rows that these bytes give, as ``pack``.
     """
     sizes = torch.bincount(clustering.assignment, minlength=len(clustering.bases)).tolist()
-    coder = _Coder(rows, weights, clustering, PackedLayout.of_bands(rows.dim, sizes, bands), p, seed)
+    largest = float(rows.norms.max())
+    unit = 2.0 ** round(math.log2(largest)) if largest > 0 else 1.0  # squares of other numbers may overflow, or vanish
+    in_units = rows.weighted(torch.full_like(rows.norms, unit**-2.0))
+    weights = weights / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny)
+    coder = _Coder(in_units, weights, clustering, PackedLayout.of_bands(rows.dim, sizes, bands), p, seed)
     if p == 2:
         coder.fit_bases()
-    tensors = coder.packed()
-    layout = PackedLayout.of_bands(rows.dim, sizes, bands, {name: checksum(tensors[name]) for name in PACKED_NAMES})
-    return layout, tensors, _losses(rows, weights, clustering, layout, tensors, p).record()
+    tensors = coder.packed(unit)
+    checksums = {name: checksum(tensors[name]) for name in PACKED_NAMES}
+    with torch.device("meta"):
+        table: Any = nn.Embedding(rows.num_rows, rows.dim, dtype=rows.table.dtype)
+    factor_in_place(table, PackedLayout.of_bands(rows.dim, sizes, bands, checksums))
+    table.set_tensors(tensors)
+    layout = replace(table.layout, scale_mean=table.scale_mean())
+    return layout, tensors, _losses(rows, weights, clustering, table, p).record()
 
 
 class _Coder:
@@ -96,8 +107,8 @@ class _Coder:
             fitted.append(self.vectors[number] if self._is_whole(number) else solution.to(self.rows.dtype))
         self._take_up(fitted)
 
-    def packed(self) -> dict[str, Tensor]:
-        """The tensors of the table."""
+    def packed(self, unit: float) -> dict[str, Tensor]:
+        """The tensors of the table, of rows that were read in multiples of a unit."""
         layout, device = self.layout, self.rows.device
         coefficients = torch.empty(layout.coefficient_byte_ends[-1], dtype=torch.uint8, device=device)
         filled = [0, *layout.coefficient_byte_ends[:-1]]
@@ -112,7 +123,7 @@ class _Coder:
             "bases": torch.cat([none, *self.basis_codes]),
             "codebooks": torch.cat([none.view(torch.int8), *(book.flatten() for book in books)]),
             "clusters": self.assignment.to(torch.uint8),
-            "scales": torch.cat(self.scales).to(self.rows.table.dtype),
+            "scales": (torch.cat(self.scales).double() * unit).to(self.rows.table.dtype),
         }
 
     def _members(self) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -209,25 +220,14 @@ def _inverse(vectors: Tensor, fitted: Tensor) -> Tensor:
     return (vectors.T.double() @ inverse).to(vectors)
 
 
-def _losses(
-    rows: Rows,
-    weights: Tensor,
-    clustering: ProjectiveClustering,
-    layout: PackedLayout,
-    tensors: dict[str, Tensor],
-    p: float,
-) -> Losses:
+def _losses(rows: Rows, weights: Tensor, clustering: ProjectiveClustering, table: Any, p: float) -> Losses:
     """What is lost, by the rows that a look-up in the packed tensors gives."""
-    with torch.device("meta"):
-        module: Any = nn.Embedding(layout.num_embeddings, layout.dim, dtype=rows.table.dtype)
-    factor_in_place(module, layout)
-    module.set_tensors(tensors)
-    losses = Losses(layout.num_clusters, p)
+    losses = Losses(table.layout.num_clusters, p)
     for span in rows.spans():
         dense, clusters = rows.read(span), clustering.assignment[span]
         with torch.no_grad():
-            rebuilt = module(torch.arange(span.start, span.stop, device=rows.device))
-        for number in range(layout.num_clusters):
+            rebuilt = table(torch.arange(span.start, span.stop, device=rows.device))
+        for number in range(table.layout.num_clusters):
             is_member = clusters == number
             losses.add(number, dense[is_member], rebuilt[is_member], weights[span][is_member])
     return losses

@@ -94,7 +94,8 @@ def number_of_bytes(name: str, size: int | str) -> int:
     if isinstance(size, int | str) and not isinstance(size, bool):
         is_digits = isinstance(size, str) and size.isdecimal()
         with contextlib.suppress(ValueError):
-            size_bytes = int(size) if is_digits else convert_file_size_to_int(size)
+            # A small b would mean bits.
+            size_bytes = int(size) if is_digits else convert_file_size_to_int(str(size).upper())
     if size_bytes < 1:
         raise ValueError(f"{name}={size!r}; expected bytes, or a size such as '1GB' or '500MiB'.")
     return size_bytes

@@ -60,11 +60,11 @@ def search_of(table: Table, options: FactoringOptions) -> Search:
         return Search(*clusters_to_try(num_tokens, dim, options))
     budget, dense = byte_budget(table, options), num_tokens * dim * table.dtype.itemsize
     least = num_tokens * LEAST_ROW_BYTES + LEAST_VECTORS * dim
-    if not least <= budget < dense:
+    if dim == 1 or not least <= budget < dense:
         raise ValueError(
             f"{budget:,} bytes for a table of {num_tokens:,} x {dim}, which takes {dense:,}; expected at least "
-            f"{least:,}, and fewer than it takes. Give "
-            + ("a smaller ratio, or more bytes." if budget < least else "fewer bytes.")
+            f"{least:,}, fewer than it takes, and a width above 1. Give "
+            + ("a smaller ratio, or more bytes." if budget < least else "fewer bytes, or leave it dense.")
         )
     numbers = min(budget * 8 // _BITS_OF_A_START, num_tokens * dim * 4 // 5)
     as_numbers = replace(options, ratio=None, table_bytes=None, compression=1 - numbers / (num_tokens * dim))

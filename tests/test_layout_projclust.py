@@ -27,7 +27,7 @@ CHECKSUMS = {name: number for number, name in enumerate(PACKED_NAMES)}
 def usual() -> PackedLayout:
     """Two bands, none, and rows of full width."""
     bands = [[Band(3, 1, 16), Band(5, 3, 4)], [], [Band(10, 2, 8)]]
-    return PackedLayout.of_bands(10, [7, 4, 2], bands, CHECKSUMS)
+    return PackedLayout.of_bands(10, [7, 4, 2], bands, CHECKSUMS, 1.5)
 
 
 @st.composite
@@ -44,7 +44,7 @@ def layouts(draw: st.DrawFn) -> PackedLayout:
         )
         widths = zip(counts, draw(numbers), strict=True)
         bands.append([Band(count, number, draw(st.sampled_from(BASIS_BITS))) for count, number in widths])
-    return PackedLayout.of_bands(dim, sizes, bands, CHECKSUMS)
+    return PackedLayout.of_bands(dim, sizes, bands, CHECKSUMS, 1.5)
 
 
 def test_counts_by_hand() -> None:

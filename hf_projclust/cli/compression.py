@@ -36,22 +36,22 @@ def compress(
     compression: Annotated[
         Optional[list[float]],  # noqa: UP045
         typer.Option(
-            help="Share of the table to save, 0 to 1. Give this or --rank. Of several shares each gets a folder, named "
-            "after OUTPUT and the share in percent.",
+            help="Share of the table to save, 0 to 1. Give this, --rank, --ratio or --table-bytes. Of several shares "
+            "each gets a folder, named after OUTPUT and the share in percent.",
             metavar="FLOAT...",
         ),
     ] = None,
     rank: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Coordinates that each row keeps. Give this or --compression."),
+        typer.Option(help="Coordinates that each row keeps."),
     ] = None,
     ratio: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="Times smaller than the table is now, in few bits that are chosen with the ranks."),
+        typer.Option(help="Times smaller than each table is in MODEL, in few bits that are chosen with the ranks."),
     ] = None,
     table_bytes: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="The same as a size, such as 3MB.", metavar="SIZE"),
+        typer.Option(help="The same as the size of each table, such as 3MB.", metavar="SIZE"),
     ] = None,
     coefficient_bits: Annotated[
         Optional[int],  # noqa: UP045

@@ -32,10 +32,16 @@ def packed_bits(budget_bytes: int, scale_bytes: int) -> RankRule:
         A rule. The bytes that its bands take are never above the budget, unless not even the clusters of tokens fit.
         It keeps fewer coordinates than the table is wide.
     """
-    per_byte = codes_for(budget_bytes)
-    kept_bytes = budget_bytes - codebook_bytes(per_byte)
 
     def choose(residuals: Tensor, sizes: list[int]) -> Allocation:
+        allowed = codes_for(budget_bytes)
+        found = allocate(residuals, sizes, allowed)
+        used = sorted({number for numbers in found.per_byte or [] for number in numbers})
+        # What codebooks that no coordinate uses would have taken is spent.
+        return found if codebook_bytes(used) == codebook_bytes(allowed) else allocate(residuals, sizes, used)
+
+    def allocate(residuals: Tensor, sizes: list[int], per_byte: list[int]) -> Allocation:
+        kept_bytes = budget_bytes - codebook_bytes(per_byte)
         dim = residuals.shape[1] - 1
         energies = (residuals[:, :-1] - residuals[:, 1:]) * (torch.tensor(sizes) > 0).unsqueeze(1)
         lost = torch.tensor([1.0, *(LOST[number] for number in per_byte)]).double()
