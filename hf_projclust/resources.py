@@ -92,10 +92,9 @@ def number_of_bytes(name: str, size: int | str) -> int:
     """
     size_bytes = 0
     if isinstance(size, int | str) and not isinstance(size, bool):
-        is_digits = isinstance(size, str) and size.isdecimal()
+        written = str(size).upper()  # a small b would mean bits
         with contextlib.suppress(ValueError):
-            # A small b would mean bits.
-            size_bytes = int(size) if is_digits else convert_file_size_to_int(str(size).upper())
+            size_bytes = int(written) if written.isdecimal() else convert_file_size_to_int(written)
     if size_bytes < 1:
         raise ValueError(f"{name}={size!r}; expected bytes, or a size such as '1GB' or '500MiB'.")
     return size_bytes

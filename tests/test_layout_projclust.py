@@ -194,7 +194,7 @@ def test_numbers_out_of_range_are_refused(change: Any, message: str) -> None:
 
 def test_as_many_clusters_as_a_byte_can_name_are_accepted() -> None:
     layout = PackedLayout.of_bands(4, [1] * MOST_PACKED_CLUSTERS, [[Band(2, 1, 8)]] * MOST_PACKED_CLUSTERS)
-    assert FactorLayout.from_dict({**layout.to_dict(), "checksums": CHECKSUMS}).num_clusters == 256
+    assert FactorLayout.from_dict({**layout.to_dict(), "checksums": CHECKSUMS, "scale_mean": 1.5}).num_clusters == 256
 
 
 def test_huge_sizes_are_counted_and_reserve_nothing() -> None:

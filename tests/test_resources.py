@@ -27,6 +27,7 @@ def test_blocks_shrink_with_the_limit() -> None:
     [
         ("1000000000", 10**9),  # digits alone, as a command line gives them
         ("1GB", 10**9),
+        ("1gb", 10**9),
         ("500MiB", 500 * 2**20),
         (10**9, 10**9),
     ],

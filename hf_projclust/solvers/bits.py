@@ -37,8 +37,10 @@ def packed_bits(budget_bytes: int, scale_bytes: int) -> RankRule:
         allowed = codes_for(budget_bytes)
         found = allocate(residuals, sizes, allowed)
         used = sorted({number for numbers in found.per_byte or [] for number in numbers})
+        if not used or codebook_bytes(used) == codebook_bytes(allowed):
+            return found
         # What codebooks that no coordinate uses would have taken is spent.
-        return found if codebook_bytes(used) == codebook_bytes(allowed) else allocate(residuals, sizes, used)
+        return min(found, allocate(residuals, sizes, used), key=lambda allocation: allocation.left(residuals))
 
     def allocate(residuals: Tensor, sizes: list[int], per_byte: list[int]) -> Allocation:
         kept_bytes = budget_bytes - codebook_bytes(per_byte)

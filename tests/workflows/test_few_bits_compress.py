@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import equal_state_dicts, run_cli, save
-from few_bits import DIM, NUM_TOKENS, OPTIONS, dense_model, packed_model, packed_tables
+from few_bits import DIM, NUM_TOKENS, OPTIONS, dense_model, falling_table, packed_model, packed_tables
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -288,3 +288,16 @@ def test_an_interrupted_search_goes_on_and_gives_equal_bytes(
     assert list((tmp_path / "checkpoint").glob("clusters-*-final.pt"))
     with pytest.raises(ValueError, match="belongs to another run: ratio"):
         compress(model, **(options | {"ratio": 5}), **place)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e30])
+@pytest.mark.parametrize("options", [{"ratio": 6}, {"compression": 0.4, "coefficient_bits": 4}], ids=["ratio", "bits"])
+def test_tables_of_any_size_of_numbers_are_stored_alike(options: dict[str, Any], scale: float) -> None:
+    dense = dense_model("bert")
+    errors = []
+    for factor in (1.0, scale):
+        with torch.no_grad():
+            dense.get_input_embeddings().weight.copy_(falling_table() * factor)
+        record = compress(dense, **OPTIONS, **options).config.projclust["solver"]["embedding"]
+        errors.append(record["relative_squared_error"])
+    assert errors[1] == pytest.approx(errors[0], rel=0.1)

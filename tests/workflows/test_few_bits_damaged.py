@@ -99,6 +99,46 @@ def test_scales_that_no_table_has_are_refused(folder: Path, value: float) -> Non
     refused(folder, rf"{TABLE}\.scales has numbers that are negative, infinite or NaN; expected")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda scales: scales * (1 + 99 * (torch.arange(len(scales)) == 3)),
+        lambda scales: scales.flip(0),
+        lambda scales: scales * (1 + 1e-3),
+        torch.zeros_like,
+        lambda scales: scales.int(),
+    ],
+    ids=["one", "order", "all", "zeros", "dtype"],
+)
+def test_other_scales_are_refused(folder: Path, change: Any) -> None:
+    change_tensor(folder, "scales", change)
+    refused(folder, rf"{TABLE}\.scales has the weighted mean .*; expected .*, which its config.json names")
+
+
+def test_scales_of_another_dtype_are_those_that_were_saved(whole: Path, tmp_path: Path) -> None:
+    AutoModelForMaskedLM.from_pretrained(whole, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    half = AutoModelForMaskedLM.from_pretrained(tmp_path / "half", dtype=torch.float32)
+    half.save_pretrained(tmp_path / "again")
+    assert equal_state_dicts(AutoModelForMaskedLM.from_pretrained(tmp_path / "again"), half)
+
+
+def test_codes_that_were_changed_in_memory_are_not_saved(whole: Path, tmp_path: Path) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(whole)
+    model.get_input_embeddings().coefficients.data[7] += 1
+    with pytest.raises(ValueError, match="changed in memory, as by averaging.*coefficients has the CRC-32.*Load the"):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    model.dequantize_factors().save_pretrained(tmp_path / "out")
+
+
+def test_a_format_that_is_not_that_of_the_tables_is_refused(folder: Path) -> None:
+    path = folder / "config.json"
+    fields = json.loads(path.read_text())
+    fields["projclust"]["format_version"] = 1
+    path.write_text(json.dumps(fields))
+    refused(folder, "has format_version=1 and tables of format 2; expected one")
+
+
 @pytest.mark.parametrize("cluster", [2, 255])
 def test_clusters_that_are_not_there_are_refused_though_the_checksum_is_right(folder: Path, cluster: int) -> None:
     change_tensor(folder, "clusters", lambda c: c.index_fill(0, torch.tensor([7]), cluster), checked=False)
@@ -117,7 +157,7 @@ def first_band(table: dict[str, Any], **fields: Any) -> None:
 
 
 CONFIGS = [
-    (lambda t: first_band(t, per_byte=2), r"coefficients has shape .*; expected .* from its config.json"),
+    (lambda t: t["cluster_bands"][0].pop(), r"has shape .*; expected .* from its config.json"),
     (lambda t: first_band(t, per_byte=16), r"the bands of a cluster have per_byte=\[16.*\]; expected rising numbers"),
     (
         lambda t: t["cluster_bands"][0].reverse(),
