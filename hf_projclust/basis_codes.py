@@ -62,7 +62,7 @@ def round_vectors(vectors: Tensor, bits: int, pairs: Tensor) -> RoundedVectors:
     scales = vectors.abs().amax(dim=1).clamp(min=1e-30)
     steps = (vectors / scales.unsqueeze(1) * largest).round().to(torch.int32)
     of_bytes = torch.stack([(steps >> shift) & 255 for shift in range(0, bits, 8)], dim=2)  # the low byte first
-    return RoundedVectors(of_bytes.to(torch.uint8).flatten(), scales, steps / largest)
+    return RoundedVectors(of_bytes.to(torch.uint8).flatten(), scales, steps.to(vectors) / largest)
 
 
 def _deviation(vectors: Tensor) -> Tensor:

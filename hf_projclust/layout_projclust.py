@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -169,6 +170,8 @@ class PackedLayout(FactorLayout):
     cluster_bands: tuple[tuple[Band, ...], ...]
     checksums: dict[str, int] = field(default_factory=dict, compare=False)
     scale_mean: float | None = field(default=None, compare=False)
+    row_bytes: tuple[int, ...] = field(init=False, repr=False, compare=False)  # of a row in each cluster
+    basis_bytes: tuple[int, ...] = field(init=False, repr=False, compare=False)  # of the basis of each cluster
     coefficient_byte_ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # where each cluster ends
     basis_byte_ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # among the bytes of both
 
@@ -201,6 +204,13 @@ class PackedLayout(FactorLayout):
                 raise ProjClustCheckpointError(
                     f"the bands of a cluster have per_byte={numbers}; expected rising numbers. {_DAMAGED}"
                 )
+        widths = [sum(band.num_bytes for band in bands) + bool(bands) for bands in self.cluster_bands]  # with the scale
+        object.__setattr__(self, "row_bytes", tuple(widths))
+        of_vectors = (
+            sum(band.num_coordinates * band.vector_bytes(self.dim) for band in bands) if rank < self.dim else 0
+            for bands, rank in zip(self.cluster_bands, self.cluster_ranks, strict=True)
+        )
+        object.__setattr__(self, "basis_bytes", tuple(of_vectors))
         sizes = [size * width for size, width in zip(self.cluster_sizes, self.row_bytes, strict=True)]
         object.__setattr__(self, "coefficient_byte_ends", tuple(accumulate(sizes)))
         object.__setattr__(self, "basis_byte_ends", tuple(accumulate(self.basis_bytes)))
@@ -253,20 +263,7 @@ class PackedLayout(FactorLayout):
             "scale_mean": self.scale_mean,
         }
 
-    @property
-    def row_bytes(self) -> list[int]:
-        """Bytes of a row in each cluster: its scale and its bands; 0 where the rank is 0."""
-        return [sum(band.num_bytes for band in bands) + 1 if bands else 0 for bands in self.cluster_bands]
-
-    @property
-    def basis_bytes(self) -> list[int]:
-        """Bytes of the basis of each cluster; 0 where the rows are kept as they are."""
-        return [
-            sum(band.num_coordinates * band.vector_bytes(self.dim) for band in bands) if rank < self.dim else 0
-            for bands, rank in zip(self.cluster_bands, self.cluster_ranks, strict=True)
-        ]
-
-    @property
+    @cached_property
     def codebooks(self) -> list[tuple[str, int]]:
         """The codebooks in use, in the order in which they are stored: what they are of, and numbers in a word.
 

@@ -16,6 +16,7 @@ siblings only.
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -126,7 +127,8 @@ class PackedTable(FactoredTable):
         if not bool((self.scales.isfinite() & (self.scales >= 0)).all()):
             return "scales has numbers that are negative, infinite or NaN; expected scales of coordinates"
         found, expected = self.scale_mean(), self.layout.scale_mean
-        if expected is not None and abs(found - expected) > 2 * torch.finfo(self.dtype).eps * abs(expected):
+        limits = torch.finfo(self.dtype)
+        if expected is not None and abs(found - expected) > limits.eps * (2 * abs(expected) + limits.smallest_normal):
             return f"scales has the weighted mean {found:.9g}; expected {expected:.9g}, which its config.json names"
         return None
 
@@ -147,6 +149,7 @@ class PackedTable(FactoredTable):
 
     def init_factors(self, std: float) -> None:
         """Fill what no checkpoint has filled: random bytes, of which the rows have deviation ``std`` or so."""
+        is_fresh = not getattr(self.coefficients, "_is_hf_initialized", False)
         for name in FACTOR_NAMES:
             parameter = getattr(self, name)
             if not getattr(parameter, "_is_hf_initialized", False):
@@ -155,6 +158,9 @@ class PackedTable(FactoredTable):
         init.copy_(self.clusters, torch.arange(len(sizes)).to(torch.uint8).repeat_interleave(sizes))
         init.copy_(self.codebooks, torch.randint(-64, 64, self.codebooks.shape, dtype=torch.int8))
         init.constant_(self.scales, std / max(1, max(self.layout.cluster_ranks)) ** 0.5)
+        if is_fresh:
+            checksums = {name: checksum(getattr(self, name)) for name in PACKED_NAMES}
+            self.layout = replace(self.layout, checksums=checksums, scale_mean=self.scale_mean())
 
     def blocks(self) -> list[tuple[Tensor, Tensor | None]]:
         """Every cluster as it is stored: its rows (n_i, row bytes), and the bytes of its basis or None."""

@@ -25,7 +25,8 @@ from .row_codes import as_words, decode_rows, encode_rows, rough_scales, scale_o
 from .solvers import ProjectiveClustering, Rows, lp_coefficients
 from .solvers.codebooks import train_codebook
 
-_SAMPLED_ROWS = 8192
+_SAMPLED_ROWS = 8192  # of all clusters together, and at least so many of each:
+_LEAST_SAMPLED_ROWS = 512
 _RIDGE = 1e-4  # of the mean energy of a coordinate, in the fit of a basis
 
 
@@ -146,8 +147,17 @@ class _Coder:
         for number, dense, weights in self._members():
             energies[number] += weights.double() @ (dense @ self.directions[number].T).double().square()
             masses[number] += weights.double().sum()
-        deviations = [(e / mass.clamp(min=1e-30)).sqrt() for e, mass in zip(energies, masses, strict=True)]
-        return [deviation.clamp(min=1e-12).to(self.rows.dtype).unsqueeze(1) for deviation in deviations]
+        tiny = torch.finfo(torch.float64).tiny
+        found = [(energy / mass.clamp(min=tiny)).sqrt() for energy, mass in zip(energies, masses, strict=True)]
+        found = [deviations.clamp(min=1e-6 * float(deviations.sum()) + tiny) for deviations in found]
+        # Their ratios matter, and that ordinary rows get ordinary scales, whatever the rows are that count most.
+        sizes, counts = zero.repeat(len(found)), zero.repeat(len(found))
+        for number, dense, _ in self._members():
+            lengths = ((dense @ self.directions[number].T).double() / found[number]).square().mean(dim=1).sqrt()
+            sizes[number] += lengths[lengths > 0].log().sum()
+            counts[number] += (lengths > 0).sum()
+        common = (sizes / counts.clamp(min=1)).exp()
+        return [(one * size).to(self.rows.dtype).unsqueeze(1) for one, size in zip(found, common, strict=True)]
 
     def _take_up(self, fitted: list[Tensor]) -> None:
         """Round bases, whose vectors are as long as the deviations of their coordinates, and find words for them."""
@@ -183,21 +193,24 @@ class _Coder:
 
     def _train(self) -> dict[int, Tensor]:
         """Words for each number of coordinates a byte in use, from the rows of a sample."""
-        chosen = torch.randperm(self.rows.num_rows, generator=self.generator)[:_SAMPLED_ROWS].sort().values
-        sampled, chosen = self.rows.take(chosen), chosen.to(self.rows.device)
         widths = [width for of, width in self.layout.codebooks if of == "rows"]
-        pools = {width: [(sampled.new_zeros(0, width), sampled.new_zeros(0))] for width in widths}
+        empty = torch.zeros(0, dtype=self.rows.dtype, device=self.rows.device)
+        pools = {width: [(empty.view(0, width), empty)] for width in widths}
         for number, bands in enumerate(self.layout.cluster_bands):
-            is_member = self.assignment[chosen] == number
-            if not bands or not is_member.any():
+            size = self.layout.cluster_sizes[number]
+            if not bands or not size:
                 continue
-            coordinates = self._coordinates(number, sampled[is_member])
+            # Some of each cluster: a small one may have words of its own.
+            wanted = max(_LEAST_SAMPLED_ROWS, _SAMPLED_ROWS * size // self.rows.num_rows)
+            chosen = torch.randperm(size, generator=self.generator)[:wanted].sort().values.to(self.rows.device)
+            chosen = (self.assignment == number).nonzero().flatten()[chosen]
+            coordinates = self._coordinates(number, self.rows.take(chosen))
             lengths = scale_of(rough_scales(coordinates, bands))  # (m, 1)
             energies = split_bands(self.vectors[number].square().sum(dim=1).unsqueeze(0), bands)
             for band, part, energy in zip(bands, split_bands(coordinates / lengths, bands), energies, strict=True):
                 if band.per_byte > 1:
                     words = as_words(part, band.per_byte)  # (m, bytes, width)
-                    mass = self.weights[chosen][is_member].unsqueeze(1) * lengths.square()  # (m, 1)
+                    mass = self.weights[chosen].unsqueeze(1) * lengths.square() * (size / len(chosen))  # (m, 1)
                     mass = mass * as_words(energy, band.per_byte).mean(dim=2)  # (m, bytes)
                     pools[band.per_byte].append((words.flatten(0, 1), mass.flatten()))
         codebooks = {}

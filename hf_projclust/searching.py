@@ -57,7 +57,8 @@ def search_of(table: Table, options: FactoringOptions) -> Search:
             "clusters."
         )
     if not options.has_byte_budget:
-        return Search(*clusters_to_try(num_tokens, dim, options))
+        counts, rule = clusters_to_try(num_tokens, dim, options)
+        return Search([k for k in counts if not options.is_packed or k <= MOST_PACKED_CLUSTERS], rule)
     budget, dense = byte_budget(table, options), num_tokens * dim * table.dtype.itemsize
     least = num_tokens * LEAST_ROW_BYTES + LEAST_VECTORS * dim
     if dim == 1 or not least <= budget < dense:
@@ -69,7 +70,7 @@ def search_of(table: Table, options: FactoringOptions) -> Search:
     numbers = min(budget * 8 // _BITS_OF_A_START, num_tokens * dim * 4 // 5)
     as_numbers = replace(options, ratio=None, table_bytes=None, compression=1 - numbers / (num_tokens * dim))
     counts, rule = clusters_to_try(num_tokens, dim, as_numbers)
-    return Search(counts, rule, packed_bits(budget, table.dtype.itemsize))
+    return Search([k for k in counts if k <= MOST_PACKED_CLUSTERS], rule, packed_bits(budget, table.dtype.itemsize))
 
 
 def byte_budget(table: Table, options: FactoringOptions) -> int:
