@@ -51,8 +51,8 @@ def test_counts_by_hand() -> None:
     layout = usual()
     assert (layout.num_embeddings, layout.num_clusters) == (13, 3)
     assert layout.cluster_ranks == (8, 0, 10)
-    assert layout.row_bytes == [1 + 3 + 2, 0, 1 + 5]  # a scale; three numbers; two words of three, of which one is idle
-    assert layout.basis_bytes == [3 * 20 + 5 * 5, 0, 0]  # rows of full width have no basis
+    assert layout.row_bytes == (1 + 3 + 2, 0, 1 + 5)  # a scale; three numbers; two words of three, of which one is idle
+    assert layout.basis_bytes == (3 * 20 + 5 * 5, 0, 0)  # rows of full width have no basis
     assert layout.coefficient_byte_ends == (42, 42, 54)
     assert layout.basis_byte_ends == (85, 85, 85)
     assert layout.codebooks == [("rows", 2), ("rows", 3), ("bases", 2)]
