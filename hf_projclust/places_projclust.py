@@ -63,6 +63,7 @@ def ends_within(in_order: Tensor, ends: Sequence[int]) -> list[int]:
 def _on_device(values: Sequence[int], device: torch.device) -> Tensor:
     key = (tuple(values), device)
     if key not in _ON_DEVICE:
-        with torch.inference_mode(False):  # else none but inference could use it later
-            _ON_DEVICE[key] = torch.tensor(key[0], dtype=torch.long, device=device)
+        # Made for more than inference, and by the first of several threads.
+        with torch.inference_mode(False):
+            _ON_DEVICE.setdefault(key, torch.tensor(key[0], dtype=torch.long, device=device))
     return _ON_DEVICE[key]

@@ -41,7 +41,7 @@ def quantize(
         clustering: The clusters and their bases.
         bands: How the coordinates of each cluster are stored, in their order.
         p: In [1, 2]: coordinates are those of the least entrywise l_p error; with 2 the bases are fitted once more.
-        seed: Seed of the codebooks. Equal arguments on one machine give equal bytes.
+        seed: Seed of the codebooks. Equal arguments on one machine give equal bytes, on CPUs.
 
     Returns:
         The layout; the tensors of ``packed_projclust``; and the errors of the rows that these bytes give, as ``pack``.

@@ -1,9 +1,10 @@
 """Lloyd's rounds of a projective clustering, from one start: assign each row, refit each subspace, repeat.
 
 A round is one pass over the rows, one sum over processes, and k eigendecompositions. A row goes to the cluster
-of the least distance^p + price * rank; a cluster is then refitted from the sum of outer products of its rows.
-With p = 2 only the rows that moved change these sums. With p < 2 each row counts by its distance^(p - 2), which
-is iteratively reweighted least squares: outlying rows lose their pull (arXiv 2009.05647 minimises such norms).
+of the least distance^p + price * (numbers or bytes of a row there); a cluster is then refitted from the sum of outer
+products of its rows. With p = 2 only the rows that moved change these sums. With p < 2 each row counts by its
+distance^(p - 2), which is iteratively reweighted least squares: outlying rows lose their pull (arXiv 2009.05647
+minimises such norms).
 """
 
 from __future__ import annotations
