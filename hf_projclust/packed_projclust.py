@@ -225,7 +225,7 @@ class PackedTable(FactoredTable):
 
     def multiply_rows(self, number: int, stored: Tensor, coordinates: Tensor, out: Tensor | None = None) -> Tensor:
         """As in the base, unpacking some thousand rows at a time."""
-        parts = stored.split(_HEAD_ROWS)
+        parts = stored.split(_HEAD_ROWS) if len(stored) else (stored,)  # no rows: older compilers cannot split them
         if out is None:
             return torch.cat([coordinates @ self.unpack_rows(number, part).T for part in parts], dim=-1)
         for part, place in zip(parts, out.split(_HEAD_ROWS, dim=-1), strict=True):

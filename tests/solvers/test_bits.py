@@ -113,7 +113,7 @@ def test_what_is_stored_is_never_above_the_budget(
     layout = layout_of(found, sizes, dim)
     assert bytes_of(found, sizes, dim, scale_bytes) <= budget
     assert tuple(found.ranks) == layout.cluster_ranks
-    assert found.row_sizes == layout.row_bytes
+    assert tuple(found.row_sizes) == layout.row_bytes
     assert all(rank < dim or dim == 0 for rank in found.ranks)
     assert all(rank == 0 for rank, size in zip(found.ranks, sizes, strict=True) if size == 0)
     for codes in found.per_byte:  # fewer bits with the eigenvalue
