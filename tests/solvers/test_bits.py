@@ -10,7 +10,7 @@ from random_tables import quick, seeds
 
 from hf_projclust.layout_projclust import Band, PackedLayout
 from hf_projclust.solvers import bits
-from hf_projclust.solvers.bits import BASIS_BITS, LOST, cluster_bytes, codes_for, packed_bits, whole_bytes
+from hf_projclust.solvers.bits import LOST, VECTOR_BITS, cluster_bytes, codes_for, packed_bits, whole_bytes
 from hf_projclust.solvers.codebooks import nearest_words, train_codebook
 from hf_projclust.solvers.ranks import Allocation
 
@@ -31,7 +31,7 @@ def residuals_of(sizes: list[int], dim: int, decay: float, seed: int = 0) -> tor
 
 def layout_of(found: Allocation, sizes: list[int], dim: int) -> PackedLayout:
     bands = [
-        [Band(len(list(group)), number, BASIS_BITS[number]) for number, group in groupby(codes)]
+        [Band(len(list(group)), number, VECTOR_BITS[number]) for number, group in groupby(codes)]
         for codes in found.per_byte
     ]
     return PackedLayout.of_bands(dim, sizes, bands)
@@ -176,7 +176,7 @@ def test_codebooks_take_an_eighth_of_a_budget_at_most() -> None:
 def test_bytes_of_a_cluster_are_those_of_its_layout(known: int) -> None:
     per_byte, dim = ALL[:known], 41
     counts = [5, 4, 3, 4, 6, 8, 2][:known]
-    bands = [Band(count, number, BASIS_BITS[number]) for count, number in zip(counts, per_byte, strict=True)]
+    bands = [Band(count, number, VECTOR_BITS[number]) for count, number in zip(counts, per_byte, strict=True)]
     layout = PackedLayout.of_bands(dim, [77], [bands])
     sizes = layout.num_bytes(2)
     assert cluster_bytes(counts, per_byte, 77, dim, 2) == sizes["coefficients"] + sizes["bases"] + sizes["scales"]
@@ -202,5 +202,5 @@ def test_words_of_normal_samples_lose_what_is_said(number: int) -> None:
     words = train_codebook(samples, torch.ones(len(samples)), 24, generator).float() / 24
     # Samples lose less than others, the fewer there are for a word.
     lost = sum(float((some - words[nearest_words(some, words)]).square().mean()) for some in (samples, fresh)) / 2
-    from_basis = 0.0088 if BASIS_BITS[number] == 4 else 0  # that of a basis in pairs comes on top
+    from_basis = 0.0088 if VECTOR_BITS[number] == 4 else 0  # that of a basis in pairs comes on top
     assert lost + from_basis == pytest.approx(LOST[number], rel=0.06)

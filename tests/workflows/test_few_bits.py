@@ -98,7 +98,7 @@ def test_sizes_of_files_layouts_info_and_cards_agree_to_the_byte_and_keep_the_bu
     write_card(folder)
     card = (folder / "README.md").read_text()
     assert f"| Factored tables in the file, bytes | {dense_bytes:,} | {sum(stored.values()):,} | " in card
-    assert f"In few bits they take {dense_bytes / sum(stored.values()):.1f} times fewer bytes." in card
+    assert f"Stored in few bits: {dense_bytes / sum(stored.values()):.1f} times smaller." in card
 
     dense_file = save(dense_model(name), tmp_path / "dense") / "model.safetensors"
     saved_bytes = dense_file.stat().st_size - (folder / "model.safetensors").stat().st_size
