@@ -157,7 +157,7 @@ def test_bits_that_are_no_whole_number_are_refused(name: str, value: Any) -> Non
 def test_no_table_is_above_its_budget_and_more_bytes_lose_less(num_clusters: Any) -> None:
     """Also where coordinates are kept that are far fainter than what rounding the basis of the strong ones adds."""
     before = 1.0
-    for ratio in (24, 16, 12, 8, 6, 5, 4, 3, 2):
+    for ratio in (24, 12, 6, 4.5, 4, 3):
         model = packed_model("gpt2", ratio=ratio, num_clusters=num_clusters)
         assert sum(layout_of(model).num_bytes(4).values()) <= DENSE_BYTES / ratio
         error = model.config.projclust["solver"]["embedding"]["weighted_relative_squared_error"]
@@ -171,8 +171,10 @@ def test_a_ratio_is_of_the_bytes_of_the_model_as_it_is() -> None:
     assert 0.8 * DENSE_BYTES / 12 < sum(layout.num_bytes(2).values()) <= DENSE_BYTES / 12
 
 
-@pytest.mark.parametrize("bits", [8, 4, 3, 2])
-@pytest.mark.parametrize("preset", ["adaptive", "messi", "svd", "robust"])
+@pytest.mark.parametrize(
+    ("preset", "bits"),
+    [("adaptive", 8), ("adaptive", 2), ("messi", 4), ("svd", 3), ("svd", 8), ("robust", 4), ("robust", 2)],
+)
 def test_every_preset_is_stored_in_any_bits(preset: str, bits: int, tmp_path: Path) -> None:
     options = {"preset": preset, "compression": 0.5, "token_counts": "uniform", "max_rounds": 4}
     floating = compress(dense_model("gpt2"), **options)
@@ -264,7 +266,7 @@ class _Interrupting:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+@pytest.mark.parametrize("share", [0.3, 0.9])
 def test_an_interrupted_search_goes_on_and_gives_equal_bytes(
     share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

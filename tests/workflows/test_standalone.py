@@ -20,7 +20,18 @@ from hf_projclust import cli, compress, decompress
 
 CODE = {
     f"{part}_projclust.py"
-    for part in ("configuration", "embedding", "head", "lookup", "modeling", "places", "table", "weight")
+    for part in (
+        "configuration",
+        "embedding",
+        "head",
+        "layout",
+        "lookup",
+        "modeling",
+        "packed",
+        "places",
+        "table",
+        "weight",
+    )
 }
 
 
