@@ -225,7 +225,8 @@ class PackedTable(FactoredTable):
 
     def multiply_rows(self, number: int, stored: Tensor, coordinates: Tensor, out: Tensor | None = None) -> Tensor:
         """As in the base, unpacking some thousand rows at a time."""
-        parts = stored.split(_HEAD_ROWS) if len(stored) else (stored,)  # no rows: older compilers cannot split them
+        # Older compilers cannot split what has no rows.
+        parts = stored.split(_HEAD_ROWS) if self.layout.cluster_sizes[number] else (stored,)
         if out is None:
             return torch.cat([coordinates @ self.unpack_rows(number, part).T for part in parts], dim=-1)
         for part, place in zip(parts, out.split(_HEAD_ROWS, dim=-1), strict=True):
