@@ -1,6 +1,6 @@
 """Bytes of basis vectors: 16 or 8 bits a number, or 4 by a codebook of pairs, and a scale for each vector.
 
-``packed_projclust`` reads what is written here.
+The function that reads what is written here is that of ``packed_projclust``.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .packed_projclust import BASIS_STEPS, read_vectors
 from .row_codes import as_words
 from .solvers.codebooks import WORDS, nearest_words, train_codebook
 
 _PAIR_STEPS = 24  # steps of a word's numbers in one deviation of the numbers of a vector
-_LARGEST = 127
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ def round_vectors(vectors: Tensor, bits: int, pairs: Tensor) -> RoundedVectors:
         What is stored.
     """
     if bits == 4:
-        book = pairs.to(vectors)
-        codes = nearest_words(as_words(vectors / _deviation(vectors), 2).flatten(0, 1), book / _PAIR_STEPS)
-        numbers = book[codes].view(len(vectors), -1)[:, : vectors.shape[1]] / _LARGEST
+        words = as_words(vectors / _deviation(vectors), 2)
+        codes = nearest_words(words.flatten(0, 1), pairs.to(vectors) / _PAIR_STEPS).to(torch.uint8)
+        numbers = read_vectors(codes.view(words.shape[:2]), bits, pairs, vectors.dtype)[:, : vectors.shape[1]]
         fitted = (vectors * numbers).sum(dim=1) / numbers.square().sum(dim=1).clamp(min=1e-30)
-        return RoundedVectors(codes.to(torch.uint8), fitted.clamp(min=0), numbers)
-    largest = 2 ** (bits - 1) - 1
+        return RoundedVectors(codes, fitted.clamp(min=0), numbers)
     scales = vectors.abs().amax(dim=1).clamp(min=1e-30)
-    steps = (vectors / scales.unsqueeze(1) * largest).round().to(torch.int32)
+    steps = (vectors / scales.unsqueeze(1) * BASIS_STEPS[bits]).round().to(torch.int32)
     of_bytes = torch.stack([(steps >> shift) & 255 for shift in range(0, bits, 8)], dim=2)  # the low byte first
-    return RoundedVectors(of_bytes.to(torch.uint8).flatten(), scales, steps.to(vectors) / largest)
+    codes = of_bytes.to(torch.uint8).flatten(1)
+    return RoundedVectors(codes.flatten(), scales, read_vectors(codes, bits, None, vectors.dtype))
 
 
 def _deviation(vectors: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ siblings only.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +39,7 @@ logger = logging.get_logger(__name__)
 WORD_STEPS = 24  # steps of a word's numbers in one deviation of a coordinate
 SCALE_STEPS = 16  # steps of a row's scale in a factor of two
 SCALE_ZERO = 128
-_BASIS_STEPS = {16: 32767, 8: 127, 4: 127}
+BASIS_STEPS = {16: 32767, 8: 127, 4: 127}
 _HEAD_ROWS = 8192  # rows that a head unpacks at once
 
 
@@ -191,17 +192,19 @@ class PackedTable(FactoredTable):
         bands = self.layout.cluster_bands[number]
         if not bands:
             return self.scales.new_zeros(len(stored), 0)
-        parts = stored[:, 1:].split([band.num_bytes for band in bands], dim=1)
-        words = [
-            self._words(part, band.per_byte)[:, : band.num_coordinates] for part, band in zip(parts, bands, strict=True)
-        ]
-        return torch.cat(words, dim=1) * self._row_scales(stored) * self._coordinate_scales(number)
+        books = {band.per_byte: self._codebook("rows", band.per_byte) for band in bands if band.per_byte > 1}
+        words = read_words(stored[:, 1:], bands, books, self.scales.dtype)
+        return words * read_scales(stored[:, :1]).to(words) * self._coordinate_scales(number)
 
     def unpack_basis(self, number: int, stored_basis: Tensor) -> Tensor:
         """The basis (j_i, d) of a cluster, given as it is stored."""
         bands, dim = self.layout.cluster_bands[number], self.layout.dim
         parts = stored_basis.split([band.num_coordinates * band.vector_bytes(dim) for band in bands])
-        vectors = [self._vectors(part, band) for part, band in zip(parts, bands, strict=True)]
+        vectors = []
+        for part, band in zip(parts, bands, strict=True):
+            codes = part.view(band.num_coordinates, band.vector_bytes(dim))
+            pairs = self._codebook("bases", 2) if band.basis_bits == 4 else None
+            vectors.append(read_vectors(codes, band.basis_bits, pairs, self.scales.dtype)[:, :dim])
         return torch.cat(vectors) if vectors else self.scales.new_zeros(0, dim)
 
     def all_bases(self) -> Tensor:
@@ -254,34 +257,10 @@ class PackedTable(FactoredTable):
         """Refuse it."""
         raise ValueError(_FROZEN)
 
-    def _row_scales(self, stored: Tensor) -> Tensor:
-        """Scale of each of some stored rows, shape (m, 1)."""
-        steps = stored[:, :1]
-        scales = torch.exp2((steps.float() - SCALE_ZERO) / SCALE_STEPS) * (steps > 0)
-        return scales.to(self.scales.dtype)
-
     def _coordinate_scales(self, number: int) -> Tensor:
         """Scale of each coordinate of a cluster, shape (j_i,)."""
         end = sum(self.layout.cluster_ranks[: number + 1])
         return self.scales[end - self.layout.cluster_ranks[number] : end] / WORD_STEPS
-
-    def _words(self, codes: Tensor, width: int) -> Tensor:
-        """Numbers that bytes name, shape (m, bytes * width)."""
-        if width == 1:
-            return _signed(codes, self.scales.dtype)
-        return take(codes.int(), self._codebook("rows", width)).flatten(1)
-
-    def _vectors(self, stored: Tensor, band: Band) -> Tensor:
-        """Basis vectors of a band, shape (its coordinates, d), with numbers from -1 to 1."""
-        dim, bits = self.layout.dim, band.basis_bits
-        codes = stored.view(band.num_coordinates, band.vector_bytes(dim))
-        if bits == 4:
-            numbers = take(codes.int(), self._codebook("bases", 2)).flatten(1)[:, :dim]
-        elif bits == 8:
-            numbers = _signed(codes, self.scales.dtype)
-        else:
-            numbers = _signed(codes[:, 1::2], torch.float32) * 256 + codes[:, ::2].float()
-        return (numbers / _BASIS_STEPS[bits]).to(self.scales.dtype)
 
     def _codebook(self, of: str, width: int) -> Tensor:
         """Words of a codebook, shape (256, numbers in a word)."""
@@ -292,6 +271,52 @@ class PackedTable(FactoredTable):
                 return self.codebooks[first : first + size].view(CODEBOOK_WORDS, width).to(self.scales.dtype)
             first += size
         raise KeyError((of, width))
+
+
+def read_scales(scale_bytes: Tensor) -> Tensor:
+    """The scales of rows that bytes stand for, in the shape of these, float32; 0 of a row of zeros."""
+    return torch.exp2((scale_bytes.float() - SCALE_ZERO) / SCALE_STEPS) * (scale_bytes > 0)
+
+
+def read_words(codes: Tensor, bands: Sequence[Band], codebooks: Mapping[int, Tensor], dtype: torch.dtype) -> Tensor:
+    """Read the words of rows.
+
+    Args:
+        codes: The bytes of the bands, shape (m, row bytes - 1), uint8.
+        bands: The bands, at least one.
+        codebooks: Words by the numbers in them, shape (256, width).
+        dtype: Dtype of the result.
+
+    Returns:
+        Coordinates in steps, shape (m, rank): ``WORD_STEPS`` of them are a deviation.
+    """
+    parts = zip(codes.split([band.num_bytes for band in bands], dim=1), bands, strict=True)
+    words = [
+        _signed(part, dtype) if band.per_byte == 1 else take(part.int(), codebooks[band.per_byte].to(dtype)).flatten(1)
+        for part, band in parts
+    ]
+    return torch.cat([word[:, : band.num_coordinates] for word, band in zip(words, bands, strict=True)], dim=1)
+
+
+def read_vectors(codes: Tensor, bits: int, pairs: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Read basis vectors.
+
+    Args:
+        codes: The bytes of each vector, shape (j, bytes), uint8.
+        bits: Bits of a number, 16, 8 or 4.
+        pairs: The words of 4 bits, shape (256, 2); None of 16 and 8.
+        dtype: Dtype of the result.
+
+    Returns:
+        Numbers from -1 to 1, shape (j, d); of 4 bits and an odd width d one more.
+    """
+    if pairs is not None:
+        numbers = take(codes.int(), pairs.to(dtype)).flatten(1)
+    elif bits == 8:
+        numbers = _signed(codes, dtype)
+    else:
+        numbers = _signed(codes[:, 1::2], torch.float32) * 256 + codes[:, ::2].float()
+    return (numbers / BASIS_STEPS[bits]).to(dtype)
 
 
 def _signed(codes: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,7 @@
 """Bytes of rows from their coordinates, and back: the scale of a row, and the words of its bands.
 
 Coordinates come in deviations: each divided by the length of its vector. Their meaning, and how words are found, is
-decided elsewhere; ``packed_projclust`` reads what is written here.
+decided elsewhere; the functions that read what is written here are those of ``packed_projclust``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .layout_projclust import Band
-from .packed_projclust import SCALE_STEPS, SCALE_ZERO, WORD_STEPS
+from .packed_projclust import SCALE_STEPS, SCALE_ZERO, WORD_STEPS, read_scales, read_words
 from .solvers.codebooks import nearest_words
 
 _LARGEST = 127
@@ -44,7 +44,7 @@ def encode_rows(
 
 def decode_rows(coded: Tensor, bands: Sequence[Band], codebooks: Mapping[int, Tensor]) -> Tensor:
     """Coordinates in deviations that the bytes of rows stand for, shape (m, rank), float32."""
-    return _spoken(coded[:, 1:], bands, codebooks) * scale_of(coded[:, :1]) * (coded[:, :1] > 0)
+    return _spoken(coded[:, 1:], bands, codebooks) * read_scales(coded[:, :1])
 
 
 def rough_scales(coordinates: Tensor, bands: Sequence[Band]) -> Tensor:
@@ -58,7 +58,7 @@ def rough_scales(coordinates: Tensor, bands: Sequence[Band]) -> Tensor:
 
 def scale_of(scale_bytes: Tensor) -> Tensor:
     """The scale that each byte stands for; 1 for that of a row of zeros, which can be divided by."""
-    return torch.where(scale_bytes > 0, torch.exp2((scale_bytes.float() - SCALE_ZERO) / SCALE_STEPS), 1.0)
+    return read_scales(scale_bytes).masked_fill(scale_bytes == 0, 1)
 
 
 def split_bands(coordinates: Tensor, bands: Sequence[Band]) -> Sequence[Tensor]:
@@ -93,8 +93,4 @@ def _words(coordinates: Tensor, bands: Sequence[Band], codebooks: Mapping[int, T
 
 def _spoken(words: Tensor, bands: Sequence[Band], codebooks: Mapping[int, Tensor]) -> Tensor:
     """Coordinates that bytes stand for, in units of their row, shape (m, rank)."""
-    found = []
-    for band, part in zip(bands, words.split([band.num_bytes for band in bands], dim=1), strict=True):
-        numbers = part.view(torch.int8) if band.per_byte == 1 else codebooks[band.per_byte][part.long()].flatten(1)
-        found.append(numbers[:, : band.num_coordinates].float() / WORD_STEPS)
-    return torch.cat(found, dim=1)
+    return read_words(words, bands, codebooks, torch.float32) / WORD_STEPS
