@@ -22,16 +22,13 @@ from .configuration_projclust import format_version, projclust_config_class
 from .factoring import factor_table
 from .inputs import check_config_class, dense_tables, own_model, tables_to_factor
 from .loading import load_model_without_tables, load_tokenizer
-from .modeling_projclust import (
-    ProjClustModelMixin,
-    factored_tables,
-    projclust_model_class,
-)
+from .modeling_projclust import ProjClustModelMixin, projclust_model_class
 from .options import FactoringOptions, Preset, TokenCounts
 from .provenance import check_base_model, provenance
 from .resources import Resources
 from .solvers import Table
 from .token_counts import check_tokenizer
+from .vocabulary_projclust import factored_tables
 
 logger = logging.get_logger(__name__)
 

@@ -30,6 +30,7 @@ PACKED_FORMAT_VERSION = 2  # of tables in few bits
 TABLE_NAMES = ("embedding", "head")
 PREFIX = "ProjClust"
 CODE_FILES = (
+    "checks_projclust.py",
     "configuration_projclust.py",
     "embedding_projclust.py",
     "head_projclust.py",
@@ -39,6 +40,7 @@ CODE_FILES = (
     "packed_projclust.py",
     "places_projclust.py",
     "table_projclust.py",
+    "vocabulary_projclust.py",
     "weight_projclust.py",
 )
 _AUTO_MAP = {"AutoConfig": "configuration_projclust.ProjClustConfig"}  # making the config registers its models

@@ -15,7 +15,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from .configuration_projclust import PREFIX
 from .embedding_projclust import check_factorable
 from .loading import load_model
-from .modeling_projclust import ProjClustModelMixin, vocabulary_modules
+from .modeling_projclust import ProjClustModelMixin
+from .vocabulary_projclust import vocabulary_modules
 
 
 def own_model(model_or_path: PreTrainedModel | str | Path) -> Any:

@@ -16,9 +16,7 @@ This file travels with a checkpoint: it imports torch, transformers and its sibl
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -40,15 +38,17 @@ from transformers.models.auto import (
 )
 from transformers.models.auto.auto_factory import _LazyAutoMapping
 
+from .checks_projclust import check_tables, damage_of, note_tables
 from .configuration_projclust import (
     PREFIX,
     ProjClustConfigMixin,
     projclust_config_class,
 )
-from .embedding_projclust import dense_counterpart, factor_in_place, unpack_in_place
+from .embedding_projclust import dense_counterpart, unpack_in_place
 from .layout_projclust import ProjClustCheckpointError
 from .packed_projclust import PackedTable
 from .table_projclust import FACTOR_NAMES, FactoredTable, in_place_of_dense_weight
+from .vocabulary_projclust import factor_vocabulary, factored_tables, owner_of, vocabulary_modules
 
 _MADE_CLASSES: dict[tuple[type, type], Any] = {}
 _TABLE_IN_PEFT = "embeddings.word_embeddings"
@@ -77,7 +77,7 @@ class ProjClustModelMixin(_NativeModel):
 
     def post_init(self) -> None:
         """Factor the vocabulary table, then finish as the native class does."""
-        _factor_vocabulary(self)
+        factor_vocabulary(self)
         super().post_init()
         self.add_model_tags(["projclust"])  # which every way to the Hub puts into the card, that of PEFT's adapters too
         # Tensor-parallel plans split a dense table by rows or columns, which means nothing to its factors.
@@ -103,7 +103,7 @@ class ProjClustModelMixin(_NativeModel):
         for factored in factored_tables(self).values():
             factored.order_rows()
         for target, source in self._tied_rows.items():
-            table, stored = _owner(self, target), _owner(self, source)
+            table, stored = owner_of(self, target), owner_of(self, source)
             if not (isinstance(table, FactoredTable) and isinstance(stored, FactoredTable)):
                 continue  # PEFT has put a wrapper in the place of one
             if stored.rows.is_meta and not table.rows.is_meta:
@@ -166,8 +166,8 @@ class ProjClustModelMixin(_NativeModel):
                 which the file has no place.
         """
         if not getattr(self, "_hf_peft_config_loaded", False):  # then only the adapters are saved
-            _check_tables(self)
-            _note_scales(self)
+            check_tables(self)
+            note_tables(self)
             stored = [name for name in factored_tables(self) if f"{name}.rows" not in self._tied_rows]
             marks = {f"{name}.weight": in_place_of_dense_weight() for name in stored}
             state_dict = (self.state_dict() if state_dict is None else state_dict) | marks
@@ -197,7 +197,7 @@ class ProjClustModelMixin(_NativeModel):
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
         # A body, or another head, leaves the factors of the file's head over, as it would the dense one.
-        damage = _damage(factored_tables(self), loading_info, may_leave_over="head" in self.config.factor_layouts)
+        damage = damage_of(factored_tables(self), loading_info, may_leave_over="head" in self.config.factor_layouts)
         if damage is not None:
             # Transformers reports and raises for these keys itself, in place of the error below.
             for keys in (loading_info.missing_keys, loading_info.mismatched_keys, loading_info.unexpected_keys):
@@ -278,55 +278,6 @@ class ProjClustModelMixin(_NativeModel):
         return False
 
 
-def factored_tables(model: nn.Module) -> dict[str, FactoredTable]:
-    """Every factored module of a model, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, FactoredTable)}
-
-
-def vocabulary_modules(model: Any) -> dict[str, list[Any]]:
-    """The modules that hold a vocabulary table, those with one weight together.
-
-    Args:
-        model: A ``PreTrainedModel``.
-
-    Returns:
-        Under "embedding" the module of the input embedding, then every module whose weight is tied to it; under
-        "head" the same of the output embedding, or nothing where there is none or it is tied to the input's.
-
-    Raises:
-        ValueError: If the model has no token embedding.
-    """
-    try:
-        embedding = model.get_input_embeddings()
-    except NotImplementedError:
-        embedding = None
-    if not isinstance(embedding, nn.Embedding):
-        raise ValueError(
-            f"{type(model).__name__} has {type(embedding).__name__} as its input embedding; expected an "
-            "nn.Embedding of tokens. Only models that read token ids can be compressed."
-        )
-    ties = model.get_expanded_tied_weights_keys(all_submodels=True)
-    of_embedding = _tied_modules(model, embedding, ties)
-    head = model.get_output_embeddings()
-    is_own = head is not None and head not in of_embedding
-    return {"embedding": of_embedding, "head": _tied_modules(model, head, ties) if is_own else []}
-
-
-def _tied_modules(model: Any, first: nn.Module, ties: dict[str, str]) -> list[Any]:
-    """A module, and every other one whose weight is tied to its own, at first or second hand."""
-    modules: list[Any] = [first]
-    grew = True
-    while grew:
-        grew = False
-        for pair in ties.items():
-            ends = [_owner(model, key) for key in pair if key.endswith((".weight", f".{FACTOR_NAMES[0]}"))]
-            if len(ends) == 2 and any(end in modules for end in ends):
-                added = [end for end in ends if end is not None and end not in modules]
-                modules += added
-                grew = grew or bool(added)
-    return modules
-
-
 def projclust_model_class(native_class: Any, config_class: type[ProjClustConfigMixin]) -> Any:
     """Make the compressed counterpart of a native model class.
 
@@ -399,75 +350,6 @@ def _text_part(config: Any, config_class: Any) -> Any:
     return part
 
 
-def _factor_vocabulary(model: Any) -> None:
-    layouts = model.config.factor_layouts
-    groups = vocabulary_modules(model)
-    if model.config.has_untied_head and model.get_output_embeddings() in groups["embedding"]:
-        _untie_head(model)
-        groups = vocabulary_modules(model)
-    if "head" in layouts and model.get_output_embeddings() is not None and not groups["head"]:
-        raise ProjClustCheckpointError(
-            f"the configuration of {type(model).__name__} ties its head to the vocabulary table, and describes a "
-            "factored head with a table of its own; expected one or the other. The config.json is damaged: fetch the "
-            "checkpoint again."
-        )
-    factored = {name: groups[name] for name in layouts if groups[name]}
-    for name, modules in factored.items():
-        shape, layout = tuple(modules[0].weight.shape), layouts[name]  # of tied ones it may differ until they are tied
-        if shape != (layout.num_embeddings, layout.dim):
-            raise ProjClustCheckpointError(
-                f"{type(model).__name__} has a vocabulary table of {shape[0]:,} x {shape[1]}; its configuration "
-                f"describes a factored one of {layout.num_embeddings:,} x {layout.dim}. The config.json is "
-                "damaged, or vocab_size or the width was changed: fetch the checkpoint again."
-            )
-    submodels = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    ties = {submodel: submodel.get_expanded_tied_weights_keys(all_submodels=False) for submodel in submodels}
-    for name, modules in factored.items():
-        for module in modules:
-            if not isinstance(module, FactoredTable):
-                factor_in_place(module, layouts[name])
-    for submodel in submodels:
-        if ties[submodel]:
-            submodel._tied_weights_keys = _ties_of_factors(submodel, ties[submodel])
-    for submodel in submodels:
-        if submodel is not model:
-            submodel.all_tied_weights_keys = submodel.get_expanded_tied_weights_keys(all_submodels=True)
-    # The row order is stored once, with the first module of a group; tie_weights copies it to the others.
-    names = {id(module): name for name, module in model.named_modules()}
-    model._tied_rows = {
-        f"{names[id(module)]}.rows": f"{names[id(modules[0])]}.rows"
-        for modules in factored.values()
-        for module in modules[1:]
-    }
-    _ignore_copies_on_save(model)
-    marks = [rf"(^|\.){re.escape(name)}\.weight$" for name in factored_tables(model)]
-    model._keys_to_ignore_on_load_unexpected = [*(model._keys_to_ignore_on_load_unexpected or []), *marks]
-
-
-def _ignore_copies_on_save(model: Any) -> None:
-    """Save buffers once, with the first module of a group."""
-    copies = {
-        f"{target.removesuffix('rows')}{name}"
-        for target in model._tied_rows
-        for name in model.get_submodule(target.rpartition(".")[0]).copied_names
-    }
-    model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or []) | copies
-
-
-def _untie_head(model: Any) -> None:
-    """Take the weight of the head out of the tie tables, which the native configuration fills nevertheless."""
-    head = model.get_output_embeddings()
-    for submodel in [module for module in model.modules() if isinstance(module, PreTrainedModel)]:
-        ties = submodel.get_expanded_tied_weights_keys(all_submodels=False)
-        of_head = {pair for pair in ties.items() if any(_is_weight_of(submodel, key, head) for key in pair)}
-        if of_head:
-            submodel._tied_weights_keys = dict(ties.items() - of_head)
-
-
-def _is_weight_of(model: Any, key: str, module: Any) -> bool:
-    return key.endswith(".weight") and _owner(model, key) is module
-
-
 def _padded(size: int, multiple: int | None) -> int:
     """A number of tokens, rounded up to a multiple."""
     for name, number in (("new_num_tokens", size), ("pad_to_multiple_of", 1 if multiple is None else multiple)):
@@ -477,93 +359,6 @@ def _padded(size: int, multiple: int | None) -> int:
                 "length of the tokenizer, len(tokenizer)."
             )
     return size if multiple is None else -(-size // multiple) * multiple
-
-
-def _ties_of_factors(model: PreTrainedModel, ties: dict[str, str]) -> dict[str, str]:
-    """The tie table with factors in place of the weights that were factored."""
-    rewritten = {}
-    for target, source in ties.items():
-        if target.endswith(".weight") and isinstance(_owner(model, target), FactoredTable):
-            for part in FACTOR_NAMES:
-                rewritten[target.removesuffix("weight") + part] = source.removesuffix("weight") + part
-        else:
-            rewritten[target] = source
-    return rewritten
-
-
-def _owner(model: Any, key: str) -> nn.Module | None:
-    """The module that holds a parameter; None where a class names one that this instance does not have."""
-    try:
-        return model.get_submodule(key.rpartition(".")[0])
-    except AttributeError:
-        return None
-
-
-def _check_tables(model: Any) -> None:
-    """Refuse to save where a reload, which makes the tables and ties them again, would give another model."""
-    tables = {"embedding": model.get_input_embeddings(), "head": model.get_output_embeddings()}
-    factored = [tables[name] for name in model.config.factor_layouts if tables[name] is not None]
-    tied: dict[str, Any] = {key: _owner(model, key) for pair in model._tied_rows.items() for key in pair}
-    for module in (*factored, *tied.values()):
-        if not isinstance(module, FactoredTable):
-            raise ValueError(
-                f"a {type(module).__name__} stands where {type(model).__name__} had a factored table; expected the "
-                "factored module, which the configuration describes. Put it back, or replace modules in the dense "
-                "model, hf_projclust.decompress(model), and compress the result."
-            )
-        if isinstance(module, PackedTable) and (changed := module.changed_codes()):
-            raise ValueError(
-                f"the table of {type(model).__name__} in few bits was changed in memory, as by averaging weights: "
-                f"{changed}. Expected the bytes that were loaded. Load the model again; to change the table, call "
-                "model.dequantize_factors() first."
-            )
-    for target, source in model._tied_rows.items():
-        own, stored = (tied[key].coefficients for key in (target, source))
-        if own is not stored and not (own.is_meta or stored.is_meta):
-            name = target.removesuffix(".rows")
-            raise ValueError(
-                f"{name} is tied to the vocabulary table, but has factors of its own now, as after merging an adapter "
-                "that lists one of the two in modules_to_save; expected shared factors, since a file holds them once. "
-                "Leave the table and its head out of modules_to_save, or keep the adapter unmerged: save the PeftModel."
-            )
-
-
-def _note_scales(model: Any) -> None:
-    """Put into the configuration what tells the scales of tables in few bits, which a cast may have changed."""
-    layouts = dict(model.config.factor_layouts)
-    tables = {"embedding": model.get_input_embeddings(), "head": model.get_output_embeddings()}
-    for name in layouts:
-        table = tables[name]
-        if isinstance(table, PackedTable) and not table.scales.is_meta:
-            layouts[name] = table.layout = replace(table.layout, scale_mean=table.scale_mean())
-    model.config.set_factor_layouts(layouts)
-
-
-def _damage(tables: dict[str, FactoredTable], loading_info: Any, *, may_leave_over: bool) -> str | None:
-    """What is wrong with the factors that a checkpoint gave, or None."""
-    keys = {f"{name}.{part}" for name, table in tables.items() for part in table.stored_names}
-    if missing := sorted(keys & set(loading_info.missing_keys)):
-        return (
-            f"the checkpoint has no {', '.join(missing)}; expected every factor of the vocabulary table. Without it "
-            "the table would be random: fetch or save the checkpoint again."
-        )
-    left_over = sorted(key for key in loading_info.unexpected_keys if key.rpartition(".")[2] in FACTOR_NAMES)
-    if left_over and not may_leave_over:
-        return (
-            f"the checkpoint has {', '.join(left_over)}, for which this model has no factored table; expected the "
-            "modules that share the vocabulary table when it was saved. Load it with the tie_word_embeddings that it "
-            "was saved with."
-        )
-    for key, found, expected in sorted(loading_info.mismatched_keys):
-        if key in keys:
-            return (
-                f"{key} has shape {tuple(found)} in the checkpoint; expected {tuple(expected)} from its "
-                "config.json. One of the two files is damaged: fetch or save the checkpoint again."
-            )
-    for name, table in tables.items():
-        if damage := table.damage():
-            return f"{name}.{damage}. The checkpoint is damaged: fetch or save it again."
-    return None
 
 
 def __getattr__(name: str) -> type:

@@ -100,7 +100,12 @@ class PackedTable(FactoredTable):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.order_rows()
 
-    def scale_mean(self) -> float:
+    def note_tensors(self) -> None:
+        """Put into the layout what tells the tensors: checksums of codes, where it has none, and the mean of scales."""
+        checksums = self.layout.checksums or {name: checksum(getattr(self, name)) for name in PACKED_NAMES}
+        self.layout = replace(self.layout, checksums=checksums, scale_mean=self._scale_mean())
+
+    def _scale_mean(self) -> float:
         """The mean of the scales that the layout keeps of them."""
         places = torch.arange(1, len(self.scales) + 1, device=self.scales.device, dtype=torch.float64)
         return float((places / max(1, len(places)) * self.scales.double()).sum()) / max(1, len(places))
@@ -127,7 +132,7 @@ class PackedTable(FactoredTable):
             return None
         if not bool((self.scales.isfinite() & (self.scales >= 0)).all()):
             return "scales has numbers that are negative, infinite or NaN; expected scales of coordinates"
-        found, expected = self.scale_mean(), self.layout.scale_mean
+        found, expected = self._scale_mean(), self.layout.scale_mean
         limits = torch.finfo(self.dtype)
         if expected is not None and abs(found - expected) > limits.eps * (2 * abs(expected) + limits.smallest_normal):
             return f"scales has the weighted mean {found:.9g}; expected {expected:.9g}, which its config.json names"
@@ -159,9 +164,8 @@ class PackedTable(FactoredTable):
         init.copy_(self.clusters, torch.arange(len(sizes)).to(torch.uint8).repeat_interleave(sizes))
         init.copy_(self.codebooks, torch.randint(-64, 64, self.codebooks.shape, dtype=torch.int8))
         init.constant_(self.scales, std / max(1, max(self.layout.cluster_ranks)) ** 0.5)
-        if is_fresh:
-            checksums = {name: checksum(getattr(self, name)) for name in PACKED_NAMES}
-            self.layout = replace(self.layout, checksums=checksums, scale_mean=self.scale_mean())
+        if is_fresh:  # any bytes will do, until they are saved
+            self.layout = replace(self.layout, checksums={}, scale_mean=None)
 
     def blocks(self) -> list[tuple[Tensor, Tensor | None]]:
         """Every cluster as it is stored: its rows (n_i, row bytes), and the bytes of its basis or None."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,9 +17,9 @@ from torch import Tensor, nn
 
 from .basis_codes import round_vectors, train_pairs
 from .embedding_projclust import factor_in_place
-from .layout_projclust import PACKED_NAMES, Band, PackedLayout
+from .layout_projclust import Band, PackedLayout
 from .losses import Losses
-from .packed_projclust import WORD_STEPS, checksum
+from .packed_projclust import WORD_STEPS
 from .row_codes import as_words, decode_rows, encode_rows, rough_scales, scale_of, split_bands
 from .solvers import ProjectiveClustering, Rows, lp_coefficients
 from .solvers.codebooks import train_codebook
@@ -55,13 +54,12 @@ def quantize(
     if p == 2:
         coder.fit_bases()
     tensors = coder.packed(unit)
-    checksums = {name: checksum(tensors[name]) for name in PACKED_NAMES}
     with torch.device("meta"):
         table: Any = nn.Embedding(rows.num_rows, rows.dim, dtype=rows.table.dtype)
-    factor_in_place(table, PackedLayout.of_bands(rows.dim, sizes, bands, checksums))
+    factor_in_place(table, coder.layout)
     table.set_tensors(tensors)
-    layout = replace(table.layout, scale_mean=table.scale_mean())
-    return layout, tensors, _losses(rows, weights, clustering, table, p).record()
+    table.note_tensors()
+    return table.layout, tensors, _losses(rows, weights, clustering, table, p).record()
 
 
 class _Coder:

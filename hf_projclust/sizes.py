@@ -18,8 +18,8 @@ from transformers import AutoConfig
 from .configuration_projclust import ProjClustConfigMixin
 from .layout_projclust import FactorLayout, PackedLayout, ProjClustCheckpointError
 from .loading import check_source, model_class
-from .modeling_projclust import factored_tables
 from .table_projclust import FACTOR_NAMES
+from .vocabulary_projclust import factored_tables
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from conftest import TINY_MODELS
 
 from hf_projclust import compress
 from hf_projclust.layout_projclust import PACKED_NAMES
-from hf_projclust.modeling_projclust import factored_tables
 from hf_projclust.packed_projclust import PackedTable
+from hf_projclust.vocabulary_projclust import factored_tables
 
 NUM_TOKENS, DIM = 2003, 32  # prime, so that no cluster size divides it
 STORED_NAMES = (*PACKED_NAMES, "scales")

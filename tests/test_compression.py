@@ -23,10 +23,10 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_projclust import ProjClustCheckpointError, compress, decompress
-from hf_projclust.modeling_projclust import factored_tables
 from hf_projclust.options import PRESETS
 from hf_projclust.solvers import ProjectiveClustering, Rows, cluster
 from hf_projclust.table_projclust import FactoredTable
+from hf_projclust.vocabulary_projclust import factored_tables
 
 
 def reference_table(model: nn.Module) -> torch.Tensor:

@@ -8,8 +8,8 @@ from conftest import COMPRESSED, TINY_MODELS, VOCAB_SIZE, WIDTH, Tiny, equal_sta
 
 from hf_projclust import compress
 from hf_projclust.loading import load_model_without_tables
-from hf_projclust.modeling_projclust import vocabulary_modules
 from hf_projclust.tables import TableFile, find_table
+from hf_projclust.vocabulary_projclust import vocabulary_modules
 
 
 @pytest.mark.parametrize("shard_size", ["1GB", "4KB"])

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from hf_projclust import compress, decompress
-from hf_projclust.modeling_projclust import vocabulary_modules
+from hf_projclust.vocabulary_projclust import vocabulary_modules
 
 LENGTH = 16
 

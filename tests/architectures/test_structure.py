@@ -10,7 +10,8 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _LazyAutoMapping
 
 from hf_projclust.configuration_projclust import FORMAT_VERSION, projclust_config_class
-from hf_projclust.modeling_projclust import factored_tables, projclust_model_class, vocabulary_modules
+from hf_projclust.modeling_projclust import projclust_model_class
+from hf_projclust.vocabulary_projclust import factored_tables, vocabulary_modules
 
 
 @pytest.mark.parametrize(("model_type", "class_name"), PINNED)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_tables import quick, seeds
 
-from hf_projclust.layout_projclust import Band, PackedLayout
+from hf_projclust.layout_projclust import BASIS_BITS, PER_BYTE, Band, PackedLayout
+from hf_projclust.options import COEFFICIENT_BITS
 from hf_projclust.solvers import bits
 from hf_projclust.solvers.bits import LOST, VECTOR_BITS, cluster_bytes, codes_for, packed_bits, whole_bytes
 from hf_projclust.solvers.codebooks import nearest_words, train_codebook
@@ -183,6 +184,12 @@ def test_bytes_of_a_cluster_are_those_of_its_layout(known: int) -> None:
 
 
 # What a code loses.
+
+
+def test_numbers_a_byte_and_bits_of_bases_are_those_that_a_layout_may_have() -> None:
+    assert tuple(LOST) == tuple(VECTOR_BITS) == PER_BYTE
+    assert set(VECTOR_BITS.values()) <= set(BASIS_BITS)
+    assert set(COEFFICIENT_BITS.values()) <= set(PER_BYTE)
 
 
 def test_one_number_a_byte_loses_what_is_said() -> None:

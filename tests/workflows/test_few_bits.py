@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from hf_projclust import compress, decompress
 from hf_projclust.cards import write_card
-from hf_projclust.modeling_projclust import factored_tables
 from hf_projclust.packed_projclust import PackedTable
 from hf_projclust.sizes import measure
+from hf_projclust.vocabulary_projclust import factored_tables
 
 RATIO = 6
 # Auto class, options, and the tables that a file has.
@@ -197,3 +197,11 @@ def test_generation_equals_that_of_the_dense_copy(name: str, made: Any) -> None:
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
     found = [one.eval().generate(ids, **options) for one in (copy.deepcopy(model), decompress(model))]
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
+def test_a_model_with_random_bytes_is_saved_and_reloads(name: str, made: Any, tmp_path: Path) -> None:
+    model, _ = made[name]
+    fresh = type(model)(type(model.config).from_dict(model.config.to_dict())).eval()
+    fresh.save_pretrained(tmp_path)
+    assert equal_state_dicts(type(model).from_pretrained(tmp_path), fresh)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from hf_projclust import decompress
 from hf_projclust.configuration_projclust import CODE_FILES
-from hf_projclust.modeling_projclust import factored_tables
+from hf_projclust.vocabulary_projclust import factored_tables
 
 MODELS = {
     "gpt2": AutoModelForCausalLM,

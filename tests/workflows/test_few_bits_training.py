@@ -21,8 +21,8 @@ from transformers import (
 
 from hf_projclust import decompress
 from hf_projclust.layout_projclust import PackedLayout
-from hf_projclust.modeling_projclust import factored_tables
 from hf_projclust.packed_projclust import PackedTable
+from hf_projclust.vocabulary_projclust import factored_tables
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 MODELS = {

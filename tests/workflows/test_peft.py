@@ -35,7 +35,8 @@ from transformers import (
 )
 
 from hf_projclust import compress, decompress
-from hf_projclust.modeling_projclust import ProjClustModelMixin, factored_tables
+from hf_projclust.modeling_projclust import ProjClustModelMixin
+from hf_projclust.vocabulary_projclust import factored_tables
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from hf_projclust import compress, decompress
-from hf_projclust.modeling_projclust import factored_tables
+from hf_projclust.vocabulary_projclust import factored_tables
 
 DENSE_ROWS, DENSE_DIM = 3001, 64
 SAVING_OFFLOADED = "ignore:Attempting to save a model with offloaded modules:UserWarning"

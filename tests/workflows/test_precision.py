@@ -14,8 +14,8 @@ from torch import nn
 from transformers import BertForMaskedLM, BitsAndBytesConfig, TorchAoConfig
 
 from hf_projclust import compress, decompress
-from hf_projclust.modeling_projclust import factored_tables
 from hf_projclust.table_projclust import FactoredTable
+from hf_projclust.vocabulary_projclust import factored_tables
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 PARTS = ("coefficients", "bases", "rows")

@@ -21,6 +21,7 @@ from hf_projclust import cli, compress, decompress
 CODE = {
     f"{part}_projclust.py"
     for part in (
+        "checks",
         "configuration",
         "embedding",
         "head",
@@ -30,6 +31,7 @@ CODE = {
         "packed",
         "places",
         "table",
+        "vocabulary",
         "weight",
     )
 }
