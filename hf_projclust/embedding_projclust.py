@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils.generic import maybe_autocast
 
 from .configuration_projclust import PREFIX
 from .head_projclust import ProjClustHead
@@ -41,9 +40,7 @@ class ProjClustEmbedding(FactoredTable, nn.Embedding):
         Returns:
             Vectors in the dtype of the factors, shape (*input.shape, dim).
         """
-        # nn.Embedding gives vectors of full precision under autocast; a matrix product would not.
-        with maybe_autocast(input.device.type, enabled=False):
-            vectors = look_up(self, input.flatten()).view(*input.shape, self.layout.dim)
+        vectors = look_up(self, input.flatten()).view(*input.shape, self.layout.dim)
         # A trace is checked by a second one without gradients, which must be the same.
         if self.padding_idx is not None and (torch.is_grad_enabled() or torch.jit.is_tracing()):
             is_padding = (input == self.padding_idx).unsqueeze(-1)  # (...) -> (..., 1)

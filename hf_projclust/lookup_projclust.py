@@ -1,12 +1,12 @@
 """Ways to look up rows of a factored table, all with one result, and which of them is taken when.
 
-    few       one product a token, in plain Python: some tokens on the CPU without gradients, as in decoding
+    few       one product a token, in plain Python: some tokens on the CPU without gradients or autocast, as in decoding
     grouped   one product a cluster, each token once: any other tokens on the CPU
     static    one product with all bases: shapes do not depend on the tokens and the host waits for nothing, for graphs
               (compiled, traced, exported, captured) and for other devices
 
 This file knows of a table only what ``FactoredTable`` gives to its subclasses. It travels with a checkpoint: it imports
-torch and its siblings only.
+torch, transformers and its siblings only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.generic import maybe_autocast
 
 from .layout_projclust import FactorLayout
 from .places_projclust import clusters_at, ends_within, is_traced, of_clusters
@@ -49,24 +50,20 @@ def look_up(table: FactoredTable, token_ids: Tensor) -> Tensor:
         return _as_operator(token_ids, *factors, layout.cluster_sizes, layout.cluster_ranks)
     stored_rows = table.rows.index_select(0, token_ids)  # (m,)
     # The number of tokens in a cluster is data: a graph must not hold it, nor the host wait for another device's.
-    if is_graph or not token_ids.is_cpu:
-        return look_up_static(table, stored_rows)
-    if 0 < len(token_ids) <= FEW_TOKENS and not table.needs_gradient():
+    is_static = is_graph or not token_ids.is_cpu
+    is_plain = not is_static and not torch.is_autocast_enabled("cpu") and not table.needs_gradient()
+    if is_plain and 0 < token_ids.numel() <= FEW_TOKENS:
         return look_up_few(table, stored_rows)
-    return look_up_grouped(table, stored_rows)
+    # nn.Embedding gives vectors of full precision under autocast; a matrix product would not.
+    with maybe_autocast(token_ids.device.type, enabled=False):
+        return (look_up_static if is_static else look_up_grouped)(table, stored_rows)
 
 
 def look_up_few(table: FactoredTable, stored_rows: Tensor) -> Tensor:
     """One product a token: vectors (m, d) of stored rows (m,), of which there is at least one."""
-    row_ends, vectors = table.layout.row_ends, []
-    for stored_row in stored_rows.tolist():
-        number = bisect_right(row_ends, stored_row)
-        stored_basis = table.stored_basis(number)
-        stored = table.stored_row(number, row_ends[number] - 1 - stored_row)
-        vectors.append(table.reconstruct(number, stored, stored_basis))  # (1, d)
-    if len(vectors) == 1 and stored_basis is not None:
-        return vectors[0]
-    return torch.cat(vectors)  # without a basis one is a part of the table, which the caller may write to
+    row_ends = table.layout.row_ends
+    vectors = [table.vector(bisect_right(row_ends, row), row) for row in stored_rows.tolist()]  # (1, d) each
+    return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
 
 
 def look_up_grouped(table: FactoredTable, stored_rows: Tensor) -> Tensor:

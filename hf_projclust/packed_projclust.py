@@ -178,11 +178,12 @@ class PackedTable(FactoredTable):
         end = layout.coefficient_byte_ends[number]
         return self.coefficients[end - size * width : end].view(size, width), self.stored_basis(number)
 
-    def stored_row(self, number: int, row: int) -> Tensor:
-        """As in the base, shape (1, row bytes)."""
-        width = self.layout.row_bytes[number]
-        end = self.layout.coefficient_byte_ends[number] - row * width
-        return self.coefficients[end - width : end].unsqueeze(0)
+    def vector(self, number: int, row: int) -> Tensor:
+        """As in the base."""
+        layout, width = self.layout, self.layout.row_bytes[number]
+        first = layout.coefficient_byte_ends[number] - (layout.row_ends[number] - row) * width
+        stored = self.coefficients[first : first + width].unsqueeze(0)  # (1, row bytes)
+        return self.reconstruct(number, stored, self.stored_basis(number))
 
     def stored_basis(self, number: int) -> Tensor | None:
         """As in the base, as bytes, flat."""

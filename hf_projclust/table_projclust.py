@@ -115,12 +115,13 @@ class FactoredTable(nn.Module):
         end = layout.coefficient_ends[number]
         return self.coefficients[end - size * rank : end].view(size, rank), self.stored_basis(number)
 
-    def stored_row(self, number: int, row: int) -> Tensor:
-        """One row of a cluster as it is stored, by its place there counted back from the last, shape (1, j_i)."""
+    def vector(self, number: int, row: int) -> Tensor:
+        """One row of the dense table, by its cluster and its place among all stored rows: a copy, shape (1, d)."""
         layout = self.layout
-        rank = layout.cluster_ranks[number]
-        end = layout.coefficient_ends[number] - row * rank
-        return self.coefficients[end - rank : end].unsqueeze(0)
+        rank, basis_end = layout.cluster_ranks[number], layout.basis_ends[number]
+        first = layout.coefficient_ends[number] - (layout.row_ends[number] - row) * rank
+        coordinates = self.coefficients[first : first + rank].unsqueeze(0)
+        return coordinates.clone() if rank == layout.dim else coordinates.mm(self.bases[basis_end - rank : basis_end])
 
     def stored_basis(self, number: int) -> Tensor | None:
         """The basis of a cluster as it is stored, shape (j_i, d); None where there is none."""

@@ -152,6 +152,9 @@ class _Halved(FactoredTable):
     def unpack_basis(self, number, stored_basis):
         return 2 * super().unpack_basis(number, stored_basis)
 
+    def vector(self, number, row):
+        return (2 if self.layout.cluster_ranks[number] == DIM else 4) * super().vector(number, row)
+
     def all_bases(self):
         return 2 * super().all_bases()
 
