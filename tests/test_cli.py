@@ -282,6 +282,7 @@ def test_info_reads_a_record_without_token_counts_as_uniform(base: Path, tmp_pat
 INTERRUPTED = """
 import os, signal, sys
 from hf_projclust.solvers import Checkpoint
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 save = Checkpoint.save
 def interrupt_after_three(self, name, state):
     save(self, name, state)
