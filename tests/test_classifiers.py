@@ -40,7 +40,7 @@ def test_what_is_learned_is_scored_before_and_after_compression(source: Path, to
 
 
 def test_a_number_is_learned_where_the_task_has_no_labels(source: Path, tokenizer: Any) -> None:
-    pairs = Examples([GOOD, GOOD, BAD, BAD] * 4, [GOOD, BAD, GOOD, BAD] * 4, [5.0, 5.0, 1.0, 1.0] * 4)
+    pairs = Examples([GOOD, BAD] * 8, ["film"] * 16, [5.0, 1.0] * 8)
     model = make_classifier(source, "stsb")
     assert model.config.num_labels == 1
     fine_tune(model, tokenizer, pairs, num_epochs=30, learning_rate=1e-2, batch_size=8)
