@@ -25,6 +25,7 @@ from transformers import AutoModel, AutoTokenizer
 from hf_projclust import compress
 from hf_projclust.demo import packaged_minilm
 from hf_projclust.evaluation.machine import describe_machine, installed_versions
+from hf_projclust.evaluation.rival_rounding import round_to_nearest
 
 RATIOS = (10, 16, 22, 30.1)  # names of tensors in the header of a file take 0.02 % of it at the last
 SEEDS = range(4)
@@ -47,14 +48,6 @@ def embed(model: AutoModel, tokenizer: AutoTokenizer, sentences: list[str]) -> T
         hidden = model(**inputs).last_hidden_state
         embeddings[batch] = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
     return embeddings
-
-
-def rounded(table: Tensor, bits: int, group: int) -> Tensor:
-    """The table with each number at the nearest of 2^bits steps between the least and largest of its group."""
-    groups = table.view(len(table), -1, group)
-    least, largest = groups.amin(dim=2, keepdim=True).half().float(), groups.amax(dim=2, keepdim=True)
-    step = ((largest - least) / (2**bits - 1)).half().float().clamp(min=1e-7)
-    return (((groups - least) / step).round().clamp(0, 2**bits - 1) * step + least).view_as(table)
 
 
 def main() -> None:
@@ -100,9 +93,9 @@ def main() -> None:
             lines.append(line(f"`--ratio {ratio}`", table.nbytes - dense_bytes + max(sizes), measured))
     for bits, group in ROUNDINGS:
         model = AutoModel.from_pretrained(source)
-        model.get_input_embeddings().weight.data = rounded(table, bits, group)
-        table_bytes = table.numel() * (bits + 32 / group) / 8
-        lines.append(line(f"plain rounding, int{bits}, groups of {group}", table_bytes, [measure(model)]))
+        rounded = round_to_nearest(table, bits=bits, group=group)
+        model.get_input_embeddings().weight.data = rounded.rows
+        lines.append(line(f"plain rounding, {rounded.setting}", rounded.size_bytes, [measure(model)]))
     versions = ", ".join(f"{key} {value}" for key, value in installed_versions().items() if value)
     print("# all-MiniLM-L6-v2, its table in few bits\n")  # noqa: T201
     print("| table | bytes | times smaller | STS-B dev, Spearman | mean cosine to the dense model |")  # noqa: T201

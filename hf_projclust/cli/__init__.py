@@ -14,8 +14,9 @@ from .decompression import decompress
 from .demonstration import demo
 from .information import info
 from .publishing import push
+from .rival_comparison import RivalsCommand, rivals
 
-__all__ = ["app", "compress", "decompress", "demo", "info", "layers", "push", "solvers"]
+__all__ = ["app", "compress", "decompress", "demo", "info", "layers", "push", "rivals", "solvers"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,3 +41,8 @@ benchmark_app.command(epilog="Example: `hf-projclust benchmark solvers --output 
 benchmark_app.command(
     cls=LayersCommand, epilog="Example: `hf-projclust benchmark layers --vocabulary 30522 --output layers.json`"
 )(layers)
+benchmark_app.command(
+    cls=RivalsCommand,
+    epilog="Example: `hf-projclust benchmark rivals sentence-transformers/all-MiniLM-L6-v2 --token-counts words:en "
+    "--ratio 4 8 16 --output rivals.png --json rivals.json`",
+)(rivals)

@@ -1,0 +1,149 @@
+"""``hf-projclust benchmark rivals``: projective clustering and what else fits in as many bytes, on one model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .benchmarks import _check_file as check_file
+from .compression import RatesCommand
+from .messages import errors_as_messages, escaped
+from .options import Seed
+
+if TYPE_CHECKING:
+    from ..evaluation.rival_points import RivalPoint
+
+
+class RivalsCommand(RatesCommand):
+    """A command whose ``--ratio`` takes several numbers."""
+
+    several = ("--ratio",)
+
+
+def rivals(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of a dense model.", show_default=False)],
+    ratio: Annotated[
+        Optional[list[float]],  # noqa: UP045 (typer reads this on Python 3.10 too)
+        typer.Option(help="Times smaller than the table. By default 2 4 8 16 20.", metavar="FLOAT..."),
+    ] = None,
+    token_counts: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Use of tokens, as of compress; all methods are given the same. By default tokenizer."),
+    ] = None,
+    count_exponent: Annotated[float, typer.Option(help="Power of the use of a token in its weight.")] = 0.5,
+    norm_exponent: Annotated[float, typer.Option(help="Errors count by norm to minus this power.")] = 1.0,
+    text: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="File of texts to embed, one a line; by default fifty bundled sentences."),
+    ] = None,
+    seed: Seed = 0,
+    output: Annotated[Path, typer.Option(help="Image file to write the plot of quality against bytes to.")] = Path(
+        "rivals.png"
+    ),
+    json_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--json", help="JSON file to write every measurement to, with machine and versions."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Compare MODEL's table with rounding, product quantisation, frequency blocks and trimming in as many bytes."""
+    with errors_as_messages():
+        from ..evaluation.machine import describe_machine, installed_versions
+        from ..evaluation.rival_benchmark import RATIOS, compare_rivals
+        from ..evaluation.rival_plots import check_image, plot_rivals
+        from ..evaluation.rival_points import front
+        from ..evaluation.rival_product_quantization import import_faiss
+        from ..evaluation.whole_files import whole_file
+        from ..token_counts import describe_sources
+
+        check_image(output)
+        for file in (output, json_file):
+            if file is not None:
+                check_file(file, force=force)
+        if json_file is not None and json_file.resolve() == output.resolve():
+            raise ValueError(f"--output and --json are both {str(output)!r}; expected two files. Choose another.")
+        options: dict[str, Any] = {
+            "token_counts": token_counts or ["tokenizer"],
+            "ratios": ratio or list(RATIOS),
+            "seed": seed,
+            "count_exponent": count_exponent,
+            "norm_exponent": norm_exponent,
+        }
+        points, absences = compare_rivals(model, texts=None if text is None else _texts_of(text), **options)
+        standings = front(points)
+        counts = ", ".join(describe_sources(options["token_counts"]))
+        title = f"{Path(model).name}, token counts {counts}, seed {seed}"
+        plot_rivals(points, output, title=title)
+        console = Console()
+        table = _table(points, title)
+        if not console.is_terminal:  # a file or a pipe has no width that lines would have to fit
+            unlimited = console.options.update(max_width=10_000)
+            console.width = max(console.width, console.measure(table, options=unlimited).maximum)
+        console.print(table)
+        lines = [f"No {absence.method}, {absence.setting}: {absence.reason}" for absence in absences]
+        for standing in standings:
+            best, point = standing.best_rival, standing.point
+            if best is not None and standing.is_beaten:
+                lines.append(
+                    f"Better than {point.method}, {point.setting}, in no more bytes: {best.method}, {best.setting} "
+                    f"({best.mean_cosine:.5f})."
+                )
+        for line in [f"{describe_machine()}.", *lines]:
+            console.print(escaped(line), soft_wrap=True, highlight=False)
+        if json_file is not None:
+            record = {
+                "machine": describe_machine(),
+                "versions": {**installed_versions(), "faiss": import_faiss().__version__},
+                "options": {
+                    "model": Path(model).name if Path(model).is_dir() else model,
+                    "texts": "bundled sentences" if text is None else text.name,
+                    **options,
+                    "token_counts": describe_sources(options["token_counts"]),
+                },
+                "points": [dataclasses.asdict(point) for point in points],
+                "absences": [dataclasses.asdict(absence) for absence in absences],
+                "front": [dataclasses.asdict(standing) for standing in standings],
+            }
+            with whole_file(json_file) as partial:
+                partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            console.print(f"All measurements are in {json_file}", soft_wrap=True)
+        console.print(f"The plot is in {output}", soft_wrap=True)
+
+
+def _table(points: Sequence[RivalPoint], title: str) -> Table:
+    """A line for each point, the largest first."""
+    table = Table(
+        title=escaped(title),
+        caption="error: relative squared error of the table; in use: with rows weighted by the use of their tokens; "
+        "cosine: mean cosine of sentence embeddings to those of the dense model",
+    )
+    for heading in ("method", "setting", "bytes", "times smaller", "error", "in use", "cosine"):
+        table.add_column(heading, justify="left" if heading in ("method", "setting") else "right")
+    for point in sorted(points, key=lambda point: -point.table_bytes):
+        table.add_row(
+            point.method,
+            point.setting,
+            f"{point.table_bytes:,}",
+            f"{point.times_smaller:.2f}",
+            f"{point.relative_squared_error:.4f}",
+            f"{point.weighted_relative_squared_error:.4f}",
+            f"{point.mean_cosine:.5f}",
+        )
+    return table
+
+
+def _texts_of(path: Path) -> list[str]:
+    """The lines of a file that are not blank."""
+    if not path.is_file():
+        raise FileNotFoundError(f"text {str(path)!r} is not a file; expected one of texts, one a line. Check the name.")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"text {str(path)!r} has only blank lines; expected one text a line. Check the file.")
+    return lines
