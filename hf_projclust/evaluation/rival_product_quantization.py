@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from .rival_tables import RivalTable, check_table, check_whole
 
 WORDS = 256
+_LEAST_WIDTH = 8  # of a word as faiss sees it: its k-means takes ten times as long for four coordinates or fewer
 
 
 def product_quantize(table: Tensor, *, per_byte: int, apart: bool = False, seed: int = 0) -> RivalTable:
@@ -47,15 +48,19 @@ def product_quantize(table: Tensor, *, per_byte: int, apart: bool = False, seed:
     rows = table.float().cpu()
     lengths = rows.norm(dim=1, keepdim=True)
     given = rows / lengths.clamp(min=torch.finfo(torch.float32).tiny) if apart else rows
-    padded = pad(given, (0, -dim % per_byte)).contiguous().numpy()  # columns of zeros, which no codebook stores
-    quantizer = faiss.ProductQuantizer(padded.shape[1], padded.shape[1] // per_byte, 8)
+    parts = pad(given, (0, -dim % per_byte)).view(num_rows, -1, per_byte)  # (n, dim) -> (n, words, per_byte)
+    width = max(per_byte, _LEAST_WIDTH)
+    # Columns of zeros change no distance, and no codebook stores them.
+    padded = pad(parts, (0, width - per_byte)).reshape(num_rows, -1).contiguous().numpy()
+    quantizer = faiss.ProductQuantizer(padded.shape[1], parts.shape[1], 8)
     quantizer.cp.seed = seed
     quantizer.cp.min_points_per_centroid = 1  # else it warns, on standard error, of tables below 9,984 rows
     quantizer.train(padded)
     codes = quantizer.compute_codes(padded)
     words = torch.from_numpy(faiss.vector_to_array(quantizer.centroids)).to(table.dtype).float()
     faiss.copy_array_to_vector(words.numpy(), quantizer.centroids)
-    rebuilt = torch.from_numpy(quantizer.decode(codes))[:, :dim].contiguous()
+    decoded = torch.from_numpy(quantizer.decode(codes)).view(num_rows, -1, width)
+    rebuilt = decoded[:, :, :per_byte].reshape(num_rows, -1)[:, :dim].contiguous()
     if apart:
         energy = rebuilt.square().sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
         rebuilt *= ((rows * rebuilt).sum(dim=1, keepdim=True) / energy).half().float()
