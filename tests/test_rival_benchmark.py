@@ -1,6 +1,7 @@
 """The comparison with rivals: figures of real tiny models, the front, the plot, and the command from end to end."""
 
 import copy
+import inspect
 import json
 import re
 from dataclasses import replace
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from tiny_tokenizers import SPECIAL, wrap
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from hf_projclust import compress
+from hf_projclust import cli, compress
 from hf_projclust.evaluation import rival_benchmark
 from hf_projclust.evaluation.fidelity import embed_sentences, mean_cosine
 from hf_projclust.evaluation.rival_benchmark import compare_rivals
@@ -282,3 +283,15 @@ def test_the_command_refuses_before_it_writes(
     monkeypatch.chdir(tmp_path)
     assert message in run_cli("benchmark", "rivals", dense_folder, *arguments, code=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_options_of_the_command_are_those_of_the_function() -> None:
+    function, command = (inspect.signature(found).parameters for found in (compare_rivals, cli.rivals))
+    shared = function.keys() & command.keys()
+    assert shared == {"token_counts", "seed", "count_exponent", "norm_exponent"}
+    for name in shared - {"token_counts"}:
+        assert command[name].default == function[name].default
+    help_text = " ".join(run_cli("benchmark", "rivals", "--help").replace("│", " ").split())
+    assert f"By default {' '.join(map(str, function['ratios'].default))}." in help_text
+    assert f"By default {function['token_counts'].default}." in help_text
+    assert "Example: hf-projclust benchmark rivals" in help_text
