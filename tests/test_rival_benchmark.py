@@ -146,6 +146,18 @@ def test_what_a_table_is_too_small_for_is_listed_with_a_reason(tokenizer: Any) -
     assert all(absence.reason for absence in absences)
 
 
+def test_an_error_of_the_score_is_raised(words: Any) -> None:
+    def fail(model: Any) -> float:
+        if model.config.model_type == "projclust":
+            raise ValueError("no labels")
+        return 0.0
+
+    with pytest.raises(ValueError, match="no labels"):
+        compare_rivals(
+            dense_model("bert"), token_counts="uniform", ratios=[6], texts=TEXTS, tokenizer=words, score=fail
+        )
+
+
 def test_equal_seeds_give_equal_figures(measured: Found, words: Any, counts: torch.Tensor) -> None:
     options = {"token_counts": counts, "ratios": [6], "texts": TEXTS, "tokenizer": words}
     again, other = (compare_rivals(dense_model("bert"), seed=seed, **options)[0] for seed in (0, 1))

@@ -108,9 +108,10 @@ def compare_rivals(
                         model = compress(dense, ratio=ratio, **given)
                     else:
                         model = compress(dense, compression=_share_to_save(table, budget), **given)
-                    points.append(gauge.point_of_ours(method, setting, model))
                 except ValueError as error:  # such as that a table this small has no room
                     absences.append(RivalAbsence(method, setting, str(error)))
+                else:
+                    points.append(gauge.point_of_ours(method, setting, model))
                 progress.update()
         for contender in others:
             progress.set_postfix_str(f"{contender.method}, {contender.setting}")
