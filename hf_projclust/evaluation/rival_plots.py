@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..sizes import megabytes
 from .machine import describe_machine
 from .rival_points import DENSE, OURS, OURS_FLOAT, RivalPoint
 from .rivals import RIVALS
@@ -92,9 +93,21 @@ def _draw(panel: Any, points: Sequence[RivalPoint], dense: RivalPoint, heights: 
                 label=method,
             )
     panel.set(xlabel="bytes of the table", xscale="log")
+    _label(panel.xaxis, lambda size, _: megabytes(round(size)))
     panel.grid(alpha=0.3)
 
     def other(sizes: Any) -> Any:
         return dense.table_bytes / np.maximum(sizes, 1e-9)
 
-    panel.secondary_xaxis("top", functions=(other, other)).set_xlabel("times smaller")
+    above = panel.secondary_xaxis("top", functions=(other, other))
+    above.set_xlabel("times smaller")
+    _label(above.xaxis, lambda times, _: f"{times:g}")
+
+
+def _label(axis: Any, text: Callable[[float, int], str]) -> None:
+    """Ticks at 1, 2, 3, 4, 6 and 8 of each decade of a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6, 8)))
+    axis.set_major_formatter(FuncFormatter(text))
+    axis.set_minor_formatter(NullFormatter())
