@@ -5,21 +5,26 @@ How the rest of a card is written is in ``cards``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from .card_facts import cell
 from .configuration_projclust import PREFIX
+from .evaluation.figures import Figure
 from .provenance import INHERITED, languages
 
 UNKNOWN = "unknown"
 _TAGS = ("projclust", "projective-clustering", "model-compression")
 _OF_THE_BASE = ("base_model", "base_model_relation", *INHERITED)
 _SENTENCES, _COSINE = "bundled-sentences", "cosine_similarity"
+_BY_US = ", by hf-projclust evaluate"  # at the end of a metric's name: what is written anew with each card
 
 
-def card_metadata(config: Any, stated: dict[str, Any], *, title: str, former_title: str) -> ModelCardData:
+def card_metadata(
+    config: Any, stated: dict[str, Any], *, title: str, former_title: str, figures: Sequence[Figure] = ()
+) -> ModelCardData:
     """Complete the metadata of a card.
 
     Args:
@@ -27,6 +32,7 @@ def card_metadata(config: Any, stated: dict[str, Any], *, title: str, former_tit
         stated: Metadata that a card has already; none for a new one.
         title: Name of the model.
         former_title: Name that the model had while it was a folder only.
+        figures: What was measured of the weights since, in place of what a card may have of such.
 
     Returns:
         The metadata. Licence, languages, task and library are the base model's where nothing is stated; a licence that
@@ -49,7 +55,7 @@ def card_metadata(config: Any, stated: dict[str, Any], *, title: str, former_tit
     merged = defaults | stated
     merged["tags"] = list(dict.fromkeys([*_listed(merged.get("tags")), *_TAGS]))
     data = ModelCardData(**merged)
-    results = [result for result in data.eval_results or [] if not _is_fidelity(result)]
+    results = [result for result in data.eval_results or [] if not _is_ours(result)]
     fidelity = config.projclust.get("fidelity")
     if fidelity is not None and not trained:
         results.append(
@@ -62,6 +68,7 @@ def card_metadata(config: Any, stated: dict[str, Any], *, title: str, former_tit
                 metric_value=round(fidelity["mean_cosine"], 4),
             )
         )
+    results += [_result(figure) for figure in figures]
     data.eval_results = results or None
     if data.model_name in (None, former_title):
         data.model_name = title
@@ -90,7 +97,7 @@ def is_trained(config: Any, stated: dict[str, Any]) -> bool:
 
 def other_scores(data: ModelCardData) -> list[dict[str, Any]]:
     """Scores that others have put into the metadata, as lines of a table: task, dataset, metric, value."""
-    return [_line(result) for result in data.eval_results or [] if not _is_fidelity(result)]
+    return [_line(result) for result in data.eval_results or [] if not _is_ours(result)]
 
 
 def _line(result: EvalResult) -> dict[str, Any]:
@@ -121,5 +128,19 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
-def _is_fidelity(result: EvalResult) -> bool:
-    return (result.dataset_type, result.metric_type) == (_SENTENCES, _COSINE)
+def _is_ours(result: EvalResult) -> bool:
+    is_fidelity = (result.dataset_type, result.metric_type) == (_SENTENCES, _COSINE)
+    return is_fidelity or str(result.metric_name).endswith(_BY_US)
+
+
+def _result(figure: Figure) -> EvalResult:
+    kind = figure.kind
+    return EvalResult(
+        task_type=kind.task,
+        dataset_type=figure.dataset,
+        dataset_name=figure.on,
+        dataset_config=figure.config,
+        metric_type=kind.metric,
+        metric_name=f"{kind.title[0].upper()}{kind.title[1:]}{_BY_US}",
+        metric_value=round(figure.compressed, kind.digits),
+    )

@@ -20,6 +20,7 @@ from .card_facts import card_facts, cell, comparison
 from .card_metadata import card_metadata, is_trained, licence_text, other_scores
 from .configuration_projclust import ProjClustConfigMixin
 from .evaluation.plots import plot_record
+from .evaluation.record import noted_evaluation
 from .sizes import read_config
 
 if TYPE_CHECKING:
@@ -65,12 +66,16 @@ def render_card(folder: str | Path, *, repo_id: str | None = None, existing: byt
     card = _read(existing or b"---\n{}\n---\n")
     repo_id = repo_id or folder.resolve().name
     title = repo_id.rpartition("/")[2]
-    data = card_metadata(config, card.data.to_dict(), title=title, former_title=folder.resolve().name)
+    figures, evaluated_on = noted_evaluation(folder, config) or ((), None)
+    data = card_metadata(config, card.data.to_dict(), title=title, former_title=folder.resolve().name, figures=figures)
     rendered = ModelCard.from_template(
         data,
         str(_TEMPLATE),
         title=title,
         scores=other_scores(data),
+        evaluated_on=evaluated_on,
+        figures=[{name: cell(text) for name, text in figure.cells().items()} for figure in figures],
+        is_scored=any(figure.kind.is_score for figure in figures),
         licence_text=licence_text(config, data),
         is_trained=is_trained(config, data.to_dict()),
         **card_facts(folder, config, repo_id),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from .cards import or_warning, write_card
 from .evaluation.fidelity import measure_fidelity
+from .evaluation.record import note_in_config
 from .folders import copy_companions, new_folder
 from .loading import load_model, load_tokenizer
 
@@ -33,14 +33,6 @@ def save_compressed(
     if compare and "embedding" in compressed.config.factor_layouts:
         with or_warning("how close the outputs come to those of the dense model was not measured"):
             fidelity = measure_fidelity(load_model(source), compressed, load_tokenizer(source))
-            _note_fidelity(output / "config.json", fidelity)
+            note_in_config(output, "fidelity", fidelity)
     with or_warning("the model card was not written"):
         write_card(output)
-
-
-def _note_fidelity(path: Path, fidelity: dict[str, Any]) -> None:
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    fields["projclust"]["fidelity"] = fidelity
-    written = path.with_suffix(".json.partial")
-    written.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    written.replace(path)

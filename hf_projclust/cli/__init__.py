@@ -1,4 +1,4 @@
-"""The command line ``hf-projclust``: compress, push, info, decompress, demo, benchmark.
+"""The command line ``hf-projclust``: compress, push, info, evaluate, decompress, demo, benchmark.
 
 Each command does what the Python function of the same name does, with the same options, and writes folders
 that are whole or absent. Errors are one message on standard error and exit code 1.
@@ -12,11 +12,12 @@ from .benchmarks import LayersCommand, layers, solvers
 from .compression import RatesCommand, compress
 from .decompression import decompress
 from .demonstration import demo
+from .evaluation import evaluate
 from .information import info
 from .publishing import push
 from .rival_comparison import RivalsCommand, rivals
 
-__all__ = ["app", "compress", "decompress", "demo", "info", "layers", "push", "rivals", "solvers"]
+__all__ = ["app", "compress", "decompress", "demo", "evaluate", "info", "layers", "push", "rivals", "solvers"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +37,9 @@ app.command(
 app.command(epilog="Example: `hf-projclust info distilbert-pc60`")(info)
 app.command(epilog="Example: `hf-projclust push distilbert-pc60 org/distilbert-pc60 --private`")(push)
 app.command(epilog="Example: `hf-projclust decompress distilbert-pc60 --output distilbert-dense`")(decompress)
+app.command(
+    epilog="Example: `hf-projclust evaluate distilbert-pc60 --against distilbert/distilbert-base-uncased --card`"
+)(evaluate)
 app.command(epilog="Example: `hf-projclust demo --output projclust-demo`")(demo)
 benchmark_app.command(epilog="Example: `hf-projclust benchmark solvers --output solvers.png`")(solvers)
 benchmark_app.command(

@@ -1,0 +1,119 @@
+"""``hf-projclust evaluate``: what a compressed model lost against the dense one: a table, a file, the card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .benchmarks import _check_file
+from .messages import errors_as_messages, escaped
+from .options import Device
+
+if TYPE_CHECKING:
+    from ..evaluation.comparison import Evaluation
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="Folder of a compressed model.", show_default=False)],
+    against: Annotated[
+        str, typer.Option(help="Hub id or folder of the dense model that it was made from.", show_default=False)
+    ],
+    texts: Annotated[
+        Optional[Path],  # noqa: UP045 (typer reads this on Python 3.10 too)
+        typer.Option(
+            help="Text file, a line a text, or folder of such; by default 50 English sentences of this package."
+        ),
+    ] = None,
+    sts: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="File with columns sentence1, sentence2, score, such as GLUE's STS-B/dev.tsv."),
+    ] = None,
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Task of GLUE that both models were fine-tuned for, such as rte."),
+    ] = None,
+    data_dir: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of GLUE in its official layout; by default the Hub's."),
+    ] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens of a text, at most.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Texts computed at a time, at most.")] = 16,
+    device: Device = None,
+    seed: Annotated[int, typer.Option(help="Seed of the tokens hidden from masked language models.")] = 0,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="JSON file to write all of it to, with machine and versions."),
+    ] = None,
+    card: Annotated[bool, typer.Option("--card", help="Put the figures into the model card of FOLDER.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an output file that is there.")] = False,
+) -> None:
+    """Measure what FOLDER lost against the dense model: embeddings, predictions, perplexity, and tasks as asked."""
+    with errors_as_messages():
+        from ..cards import render_card, write_card
+        from ..evaluation.comparison import evaluate as evaluate_folder
+        from ..evaluation.record import note_evaluation
+
+        if output is not None:
+            _check_file(output, force=force)
+        if card:
+            render_card(folder)  # which refuses a folder, or a card in it, that nothing could be put into
+        found = evaluate_folder(
+            folder,
+            against,
+            texts=texts,
+            sts=sts,
+            task=task,
+            data_dir=data_dir,
+            max_length=max_length,
+            batch_size=batch_size,
+            device=device,
+            seed=seed,
+        )
+        console = Console()
+        _show(found, console)
+        if output is not None:
+            partial = output.with_name(f".{output.name}.partial")
+            partial.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+            partial.replace(output)
+            console.print(f"All of it is in {escaped(output)}", soft_wrap=True, highlight=False)
+        if card:
+            note_evaluation(folder, found.figures, found.date)
+            write_card(folder)
+            console.print(f"The figures are in {escaped(folder / 'README.md')}", soft_wrap=True, highlight=False)
+
+
+def _show(found: Evaluation, console: Console) -> None:
+    """Print figures and sizes, a line each."""
+    from ..sizes import megabytes
+
+    title = f"{found.folder} against {found.against}: {found.architecture}"
+    table = Table(title=escaped(title), caption=f"{found.num_tokens:,} tokens of text, seed {found.options['seed']}.")
+    for heading in ("", "on", "dense", "compressed", "difference"):
+        table.add_column(heading, justify="left" if heading in ("", "on") else "right")
+    for figure in found.figures:
+        table.add_row(*(escaped(text) for text in figure.cells().values()))
+    table.add_section()
+    dense, compressed = found.sizes["dense"], found.sizes["compressed"]
+    for label, name in (
+        ("model, parameters", "model_parameters"),
+        ("table, bytes on disk", "table_disk_bytes"),
+        ("model, bytes on disk", "model_disk_bytes"),
+        ("model, bytes in memory", "model_memory_bytes"),
+    ):
+        if name in dense:
+            before, after = dense[name], compressed[name]
+            shown = [f"{number:,}" if name == "model_parameters" else megabytes(number) for number in (before, after)]
+            table.add_row(label, "", *shown, f"{after / before - 1:+.1%}")
+    if not console.is_terminal:  # a file or a pipe has no width that lines would have to fit
+        console.width = max(
+            console.width, console.measure(table, options=console.options.update(max_width=10_000)).maximum
+        )
+    console.print(table)
+    console.print(f"{found.machine}.", soft_wrap=True, highlight=False)
+    if found.pooling is not None:
+        console.print(f"Embeddings of pairs: {found.pooling}.", soft_wrap=True, highlight=False)

@@ -1,0 +1,121 @@
+"""Tokens of texts in batches without padding, and what a model gives for a batch.
+
+Texts of one length go together, so that models without a padding token are batched too, and no figure depends on how a
+model treats padding. How many texts share a batch is bounded by the numbers that come out of it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.models.auto import modeling_auto
+
+from ..configuration_projclust import PREFIX
+
+LanguageModel = Literal["masked", "causal", "encoder-decoder"]
+MAX_LENGTH = 512
+_MOST_NUMBERS = 2**26  # of logits or hidden states in a batch: 256 MiB in float32; one text may have more
+
+
+def tokens_of(tokenizer: Any, texts: Sequence[str], model: Any, max_length: int = MAX_LENGTH) -> list[Tensor]:
+    """Tokenise texts, with special tokens, and cut those that are too long.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: The texts.
+        model: The model that is to read them, whose positions are a limit too.
+        max_length: Tokens of a text, at most.
+
+    Returns:
+        Ids of each text, shape (tokens,), on the CPU; texts without any token are left out.
+    """
+    length = longest(tokenizer, model, max_length)
+    ids = tokenizer(list(texts), truncation=True, max_length=length, padding=False, verbose=False)["input_ids"]
+    return [torch.tensor(text, dtype=torch.long) for text in ids if text]
+
+
+def longest(tokenizer: Any, model: Any, max_length: int) -> int:
+    """Tokens that a text may have: what is asked for, within what tokenizer and model allow."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_length
+    return int(min(max_length, positions, tokenizer.model_max_length))
+
+
+def batches_of_one_length(lengths: Sequence[int], batch_size: int, numbers_per_token: int) -> Iterator[list[int]]:
+    """Which texts to compute together: some of one length, the shortest first.
+
+    Args:
+        lengths: Tokens of each text.
+        batch_size: Texts of a batch, at most.
+        numbers_per_token: What the model gives for a token: the vocabulary's size, or the width.
+
+    Yields:
+        Numbers of texts.
+    """
+    groups: dict[int, list[int]] = defaultdict(list)
+    for number, length in enumerate(lengths):
+        groups[length].append(number)
+    for length in sorted(groups):
+        size = max(1, min(batch_size, _MOST_NUMBERS // (length * numbers_per_token)))
+        for start in range(0, len(groups[length]), size):
+            yield groups[length][start : start + size]
+
+
+def language_model_kind(model: Any) -> LanguageModel | None:
+    """What kind of language model a class is; None for models without a language-model head."""
+    name = type(model).__name__.removeprefix(PREFIX)
+    if name in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values() and model.config.is_encoder_decoder:
+        return "encoder-decoder"
+    if name in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values():
+        return "masked"
+    causal = (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    return "causal" if any(name in names.values() for names in causal) else None
+
+
+@torch.no_grad()
+def last_states(model: Any, ids: Tensor) -> Tensor:
+    """Last hidden states of texts; of an encoder-decoder those of the encoder.
+
+    Args:
+        model: A text model, with or without a head.
+        ids: Token ids, shape (texts, tokens).
+
+    Returns:
+        Hidden states, shape (texts, tokens, width), float32.
+    """
+    body = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+    ids = ids.to(model.device)
+    states: Tensor = body(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    return states.float()
+
+
+@torch.no_grad()
+def logits_of(model: Any, ids: Tensor) -> Tensor:
+    """Logits of a language model for each token of texts; the decoder of an encoder-decoder reads the same text again.
+
+    Args:
+        model: A language model.
+        ids: Token ids, shape (texts, tokens).
+
+    Returns:
+        Logits, shape (texts, tokens, vocabulary), in the dtype of the model.
+
+    Raises:
+        ValueError: If the configuration of an encoder-decoder names no token that the decoder begins with.
+    """
+    ids = ids.to(model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.is_encoder_decoder:
+        names = ("decoder_start_token_id", "bos_token_id")  # as generation takes them
+        start = next((token for name in names if (token := getattr(model.config, name, None)) is not None), None)
+        if start is None:
+            raise ValueError(
+                "the configuration names neither decoder_start_token_id nor bos_token_id; expected the token that the "
+                "decoder begins with. Set it in config.json."
+            )
+        inputs["decoder_input_ids"] = torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], dim=1)
+    logits: Tensor = model(**inputs).logits
+    return logits

@@ -1,0 +1,228 @@
+"""What is lost by compression: a compressed folder against the dense model, on texts and tasks of the user's.
+
+Which figures there are follows from the model: embeddings of all; predictions of language models, and their perplexity
+but for encoder-decoders; a task of GLUE of classifiers. Both models are in memory while they are compared. How figures
+are measured is in ``agreement``, ``perplexity``, ``similarity`` and ``classifiers``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..configuration_projclust import ProjClustConfigMixin
+from ..loading import load_model
+from ..resources import Resources
+from ..sizes import measure
+from .agreement import compare_predictions, compare_states
+from .batches import MAX_LENGTH, language_model_kind, tokens_of
+from .classifiers import score_classifier
+from .counterparts import check_counterparts, shared_tokenizer
+from .extras import needed
+from .figures import Figure
+from .glue import HUB_ID, Examples, check_task, load_glue
+from .machine import describe_machine, installed_versions
+from .perplexity import causal_perplexity, masked_perplexity
+from .similarity import is_sentence_transformer, mean_pooling, sentence_transformer, spearman
+from .texts import read_scored_pairs, read_texts
+
+_CLASSIFIER = "ForSequenceClassification"
+_TO_ITSELF = {"mean_cosine": 1.0, "hidden_error": 0.0, "kl": 0.0, "top1_agreement": 100.0}
+_BUNDLED = "bundled-sentences"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a compressed model beside those of the dense one.
+
+    Attributes:
+        folder: Name of the compressed model's folder.
+        against: Id or folder's name of the dense model.
+        architecture: The native class of both.
+        figures: What was measured.
+        num_tokens: Tokens of the texts that embeddings and predictions were compared on.
+        pooling: Where the embeddings of scored pairs come from; None where no pairs were given.
+        sizes: Numbers and bytes of the "dense" and the "compressed" model, by the names of ``sizes.Sizes``; of a folder
+            that is not compressed the model's numbers and its bytes in memory alone.
+        options: What was asked for.
+        date: Of the day (UTC).
+        machine: What was measured on.
+        versions: Versions of libraries.
+    """
+
+    folder: str
+    against: str
+    architecture: str
+    figures: tuple[Figure, ...]
+    num_tokens: int
+    pooling: str | None
+    sizes: dict[str, dict[str, int]]
+    options: dict[str, Any]
+    date: str
+    machine: str
+    versions: dict[str, str | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in JSON types, with the difference of each figure."""
+        figures = [asdict(figure) | {"difference": figure.difference} for figure in self.figures]
+        return asdict(self) | {"figures": figures}
+
+
+def evaluate(
+    folder: str | Path,
+    against: str | Path,
+    *,
+    texts: str | Path | None = None,
+    sts: str | Path | None = None,
+    task: str | None = None,
+    data_dir: str | Path | None = None,
+    max_length: int = MAX_LENGTH,
+    batch_size: int = 16,
+    device: str | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure what a model lost against the one that it was made from.
+
+    Args:
+        folder: Folder of a compressed model; a dense one of the same architecture is taken too, such as one whose
+            table was rounded.
+        against: Folder or Hub id of the dense model.
+        texts: Text file, a line a text, or folder of such, for embeddings, predictions and perplexity; by default 50
+            sentences that come with this package.
+        sts: File of pairs of sentences with scores, see ``read_scored_pairs``, for their Spearman correlation.
+        task: A task of GLUE that the models were fine-tuned for, scored on its validation part.
+        data_dir: Folder of GLUE in its official layout; by default the Hub's.
+        max_length: Tokens of a text or a window, at most; tokenizer and model may allow fewer.
+        batch_size: Texts that are computed at a time, at most.
+        device: Where to compute; by default the CPU.
+        seed: Seed of the tokens that are hidden from masked language models.
+
+    Returns:
+        The figures, and what they were measured on and with.
+
+    Raises:
+        FileNotFoundError: If a model or a file is not there.
+        ValueError: If the models are not alike but for their tables, or an option, a file or a task does not fit.
+        ModuleNotFoundError: If a library is missing.
+    """
+    for name, number, least in (("max_length", max_length, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ValueError(f"{name}={number!r}; expected a whole number, {least} or more.")
+    Resources(device=device, memory_limit=None, checkpoint=None)
+    architecture = check_counterparts(folder, against)
+    _check_task(task, data_dir, architecture)
+    if sts is not None:
+        needed("scipy.stats")
+    read = read_texts(texts)
+    pairs = None if sts is None else read_scored_pairs(sts)
+    examples = None if task is None else load_glue(task, "validation", data_dir)
+    tokenizer = shared_tokenizer(folder, against)
+    paths = (against, folder)
+
+    own_pooling = pairs is not None and all(is_sentence_transformer(path) for path in paths)
+    correlations: list[float] = []
+    if pairs is not None and own_pooling:  # before the models are loaded, since sentence-transformers loads its own
+        correlations = [
+            spearman(sentence_transformer(path, device=device, batch_size=batch_size), pairs) for path in paths
+        ]
+    models: list[Any] = [load_model(path).to(device or "cpu") for path in paths]  # type: ignore[arg-type]
+    if pairs is not None and not own_pooling:
+        correlations = [
+            spearman(mean_pooling(model, tokenizer, max_length=max_length, batch_size=batch_size), pairs)
+            for model in models
+        ]
+    ids = tokens_of(tokenizer, read.lines, models[0], max_length)
+    if not ids:
+        raise ValueError(f"the tokenizer makes no token of {read.name}; expected texts in a language that it knows.")
+    common: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch_size, "seed": seed}
+    dense, compressed = models
+    closeness = compare_states(dense, compressed, ids, batch_size=batch_size)
+    of_texts = {name: (_TO_ITSELF[name], value) for name, value in closeness.items()}
+    kind = language_model_kind(models[0])
+    if kind is not None:
+        predicted = compare_predictions(dense, compressed, ids, **common)
+        of_texts |= {_name(name, kind): (_TO_ITSELF[name], value) for name, value in predicted.items()}
+    if kind == "causal":
+        one, other = (causal_perplexity(each, tokenizer, read.lines, max_length=max_length) for each in models)
+        of_texts["perplexity"] = one, other
+    if kind == "masked":
+        one, other = (masked_perplexity(each, ids, **common) for each in models)
+        of_texts["masked_perplexity"] = one, other
+    dataset = _BUNDLED if texts is None else _dataset(texts)
+    figures = [Figure(name, read.name, dataset, None, *values) for name, values in of_texts.items()]
+    if pairs is not None:
+        figures.append(Figure("spearman", pairs.name, _dataset(sts), None, *correlations))
+    if task is not None and examples is not None:
+        figures += _of_task(models, tokenizer, task, examples, batch_size)
+    return Evaluation(
+        folder=Path(folder).resolve().name,
+        against=_bare(against),
+        architecture=architecture,
+        figures=tuple(figures),
+        num_tokens=sum(len(text) for text in ids),
+        pooling=None if pairs is None else "sentence-transformers" if own_pooling else "mean of the last hidden states",
+        sizes=_sizes(folder, dense, compressed),
+        options={
+            "texts": _bare(texts),
+            "sts": _bare(sts),
+            "task": task,
+            "max_length": max_length,
+            "batch_size": batch_size,
+            "device": device,
+            "seed": seed,
+        },
+        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        machine=describe_machine(device),
+        versions=installed_versions(),
+    )
+
+
+def _check_task(task: str | None, data_dir: str | Path | None, architecture: str) -> None:
+    """Refuse a task that models of a class are not for, or a folder of tasks without one."""
+    if task is None:
+        if data_dir is not None:
+            raise ValueError(f"data_dir={str(data_dir)!r} without a task; expected both. Name a task of GLUE too.")
+        return
+    check_task(task)
+    if not architecture.endswith(_CLASSIFIER):
+        raise ValueError(
+            f"the models are of the class {architecture}; expected one that ends in {_CLASSIFIER}, fine-tuned for the "
+            f"task {task!r}. Give such models, or leave the task out."
+        )
+    for module in ("scipy.stats", "sklearn.metrics"):
+        needed(module)
+
+
+def _name(name: str, kind: str) -> str:
+    return f"masked_{name}" if kind == "masked" else name
+
+
+def _of_task(models: list[Any], tokenizer: Any, task: str, examples: Examples, batch_size: int) -> Iterator[Figure]:
+    dense, compressed = (score_classifier(each, tokenizer, examples, task, batch_size=batch_size) for each in models)
+    on = f"{task.upper()} of GLUE, validation, {len(examples):,} examples"
+    for metric in check_task(task).metrics:
+        yield Figure(f"task_{metric}", on, HUB_ID, task, dense[metric], compressed[metric])
+
+
+def _sizes(folder: str | Path, dense: Any, compressed: Any) -> dict[str, dict[str, int]]:
+    names = ("dense", "compressed")
+    if isinstance(compressed.config, ProjClustConfigMixin):
+        return {name: asdict(sizes) for name, sizes in zip(names, measure(folder), strict=True)}
+    return {
+        name: {"model_parameters": model.num_parameters(), "model_memory_bytes": model.get_memory_footprint()}
+        for name, model in zip(names, (dense, compressed), strict=True)
+    }
+
+
+def _bare(path: str | Path | None) -> Any:
+    """A name that may be published: of what is on this machine the last part of the path alone."""
+    return Path(path).resolve().name if path is not None and Path(path).exists() else path and str(path)
+
+
+def _dataset(path: str | Path | None) -> str:
+    """The name of a file as that of a data set in a card's metadata."""
+    return re.sub(r"[^\w.-]+", "-", str(_bare(path)), flags=re.ASCII).strip("-") or "texts"

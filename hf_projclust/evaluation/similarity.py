@@ -1,0 +1,112 @@
+"""How well sentence embeddings rank pairs as people do: Spearman correlation of cosines with scores.
+
+Embeddings are those of sentence-transformers where both models are folders of it, else means of the last hidden states.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
+
+from .batches import MAX_LENGTH, batches_of_one_length, last_states, tokens_of
+from .extras import needed
+from .texts import ScoredPairs
+
+Embed = Callable[[Sequence[str]], Tensor]
+
+
+def spearman(embed: Embed, pairs: ScoredPairs) -> float:
+    """Spearman correlation of the cosines of embeddings with people's scores.
+
+    Args:
+        embed: Embeds sentences: n of them in, (n, dim) out.
+        pairs: Pairs of sentences, with scores.
+
+    Returns:
+        The correlation in percent; 0 where all cosines are equal.
+
+    Raises:
+        ModuleNotFoundError: If scipy is not installed.
+    """
+    stats = needed("scipy.stats")
+    sentences = list(dict.fromkeys([*pairs.first, *pairs.second]))
+    places = {sentence: place for place, sentence in enumerate(sentences)}
+    embeddings = embed(sentences).double()
+    first, second = ([places[sentence] for sentence in side] for side in (pairs.first, pairs.second))
+    cosines = cosine_similarity(embeddings[first], embeddings[second], dim=-1)
+    if bool((cosines == cosines[0]).all()):
+        return 0.0
+    return 100 * float(stats.spearmanr(cosines.numpy(), pairs.scores).statistic)
+
+
+def mean_pooling(model: Any, tokenizer: Any, *, max_length: int = MAX_LENGTH, batch_size: int = 16) -> Embed:
+    """Embed sentences by the mean of the last hidden states over their tokens, special ones too.
+
+    Args:
+        model: A text model, with or without a head; of an encoder-decoder the encoder is taken.
+        tokenizer: Its tokenizer.
+        max_length: Tokens of a sentence, at most.
+        batch_size: Sentences that are computed at a time, at most.
+
+    Returns:
+        The function; it raises a ValueError for a sentence without tokens.
+    """
+
+    def embed(sentences: Sequence[str]) -> Tensor:
+        texts = tokens_of(tokenizer, sentences, model, max_length)
+        if len(texts) < len(sentences):
+            raise ValueError("a sentence has no tokens, and so no embedding; expected sentences that are not empty.")
+        width = model.config.get_text_config().hidden_size
+        found: dict[int, Tensor] = {}
+        with logging.tqdm(desc="Embedding sentences", total=len(texts), unit=" sentences") as progress:
+            for numbers in batches_of_one_length([len(ids) for ids in texts], batch_size, width):
+                means = last_states(model, torch.stack([texts[number] for number in numbers])).mean(dim=1).cpu()
+                found |= dict(zip(numbers, means, strict=True))
+                progress.update(len(numbers))
+        return torch.stack([found[number] for number in range(len(texts))])
+
+    return embed
+
+
+def sentence_transformer(path: str | Path, *, device: str | None = None, batch_size: int = 16) -> Embed:
+    """Embed sentences as the folder of a sentence-transformers model says: its pooling, and what comes after.
+
+    Args:
+        path: Such a folder, or a model of sentence-transformers on the Hub; compressed or not.
+        device: Where to compute; by default the CPU.
+        batch_size: Sentences that are computed at a time.
+
+    Returns:
+        The function.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(path), device=device or "cpu").eval()
+
+    def embed(sentences: Sequence[str]) -> Tensor:
+        found: Tensor = model.encode(
+            list(sentences),
+            batch_size=batch_size,
+            convert_to_tensor=True,
+            show_progress_bar=logging.is_progress_bar_enabled(),
+        )
+        return found.float().cpu()
+
+    return embed
+
+
+def is_sentence_transformer(path: str | Path) -> bool:
+    """Whether a folder, or a model on the Hub, is one of sentence-transformers and the package is installed."""
+    if importlib.util.find_spec("sentence_transformers") is None:
+        return False
+    if Path(path).is_dir():
+        return (Path(path) / "modules.json").is_file()
+    return cached_file(str(path), "modules.json", _raise_exceptions_for_missing_entries=False) is not None
