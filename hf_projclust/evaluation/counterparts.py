@@ -11,6 +11,7 @@ from ..configuration_projclust import PREFIX, ProjClustConfigMixin
 from ..loading import check_source, load_tokenizer
 
 _SHAPES = ("vocab_size", "hidden_size", "num_hidden_layers")
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
 
 def check_counterparts(folder: str | Path, against: str | Path) -> str:
@@ -71,7 +72,11 @@ def shared_tokenizer(folder: str | Path, against: str | Path) -> Any:
         ValueError: If there is none, or the two do not give the same ids to the same tokens.
     """
     found = []
+    reason: Exception | None = None
     for path in (against, folder):
+        # Of a folder without a tokenizer's files Transformers makes one up for some model types.
+        if Path(path).is_dir() and not any(any(Path(path).glob(pattern)) for pattern in _TOKENIZER_FILES):
+            continue
         try:
             found.append(load_tokenizer(path))
         except ValueError as error:
@@ -79,7 +84,7 @@ def shared_tokenizer(folder: str | Path, against: str | Path) -> Any:
     if not found:
         raise ValueError(
             f"no tokenizer can be read in {str(folder)!r}, nor for {str(against)!r}; expected one of the two to have "
-            f"it. Save the tokenizer into one of them. ({reason})"
+            f"it. Save the tokenizer into one of them.{f' ({reason})' if reason else ''}"
         ) from reason
     if len(found) > 1 and found[0].get_vocab() != found[1].get_vocab():
         raise ValueError(

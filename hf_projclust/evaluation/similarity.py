@@ -6,6 +6,7 @@ Embeddings are those of sentence-transformers where both models are folders of i
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
+from transformers import AutoModelForTextEncoding
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
@@ -89,7 +91,15 @@ def sentence_transformer(path: str | Path, *, device: str | None = None, batch_s
     """
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(path), device=device or "cpu").eval()
+    try:
+        model: Any = SentenceTransformer(str(path), device="cpu")
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        # T5 and its like are read there by their native class, which takes a compressed table for one of a wrong shape.
+        model = SentenceTransformer(str(path), device="cpu", model_kwargs={"ignore_mismatched_sizes": True})
+        model[0].model = AutoModelForTextEncoding.from_pretrained(path)
+    model.to(device or "cpu").eval()
 
     def embed(sentences: Sequence[str]) -> Tensor:
         found: Tensor = model.encode(
@@ -104,9 +114,15 @@ def sentence_transformer(path: str | Path, *, device: str | None = None, batch_s
 
 
 def is_sentence_transformer(path: str | Path) -> bool:
-    """Whether a folder, or a model on the Hub, is one of sentence-transformers and the package is installed."""
-    if importlib.util.find_spec("sentence_transformers") is None:
+    """Whether a folder, or a model on the Hub, is a SentenceTransformer and the package is installed."""
+    if importlib.util.find_spec("sentence_transformers") is None or _found(path, "modules.json") is None:
         return False
-    if Path(path).is_dir():
-        return (Path(path) / "modules.json").is_file()
-    return cached_file(str(path), "modules.json", _raise_exceptions_for_missing_entries=False) is not None
+    config = _found(path, "config_sentence_transformers.json")
+    # Cross and sparse encoders say here what they are, older SentenceTransformers nothing.
+    said = {} if config is None else json.loads(config.read_text(encoding="utf-8"))
+    return bool(said.get("model_type", "SentenceTransformer") == "SentenceTransformer")
+
+
+def _found(path: str | Path, name: str) -> Path | None:
+    file = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
+    return None if file is None else Path(file)

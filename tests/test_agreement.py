@@ -1,0 +1,124 @@
+"""Hidden states and predictions of two models, against a slow reference; and the batches that they come in."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_MODELS, VOCAB_SIZE
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_projclust.evaluation import agreement, batches
+from hf_projclust.evaluation.agreement import compare_predictions, compare_states
+from hf_projclust.evaluation.batches import batches_of_one_length, language_model_kind, longest, tokens_of
+from hf_projclust.evaluation.masking import mask_texts
+
+LANGUAGE_MODELS = {"bert": "masked", "gpt2": "causal", "llama": "causal", "t5": "encoder-decoder"}
+LANGUAGE_MODELS |= {"bart": "encoder-decoder", "gemma3": "causal"}
+
+
+@pytest.fixture
+def texts() -> list[torch.Tensor]:
+    """Five texts of 3 to 9 tokens, two of one length; ids from 5 on are of no special tokens."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(5, VOCAB_SIZE, (length,), generator=generator) for length in (9, 3, 7, 7, 4)]
+
+
+@torch.no_grad()
+def reference_logits(model: Any, ids: torch.Tensor) -> np.ndarray:
+    inputs = {"input_ids": ids[None]}
+    if model.config.is_encoder_decoder:
+        start = torch.tensor([model.config.decoder_start_token_id])
+        inputs["decoder_input_ids"] = torch.cat([start, ids[:-1]])[None]
+    return model(**inputs).logits[0].double().numpy()
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "distilbert", "roberta"])
+def test_states_equal_a_slow_reference(name: str, batch_size: int, texts: list[torch.Tensor]) -> None:
+    models = TINY_MODELS[name].build(), TINY_MODELS[name].compressed(compression=0.6)
+    cosines, distance, norm = [], 0.0, 0.0
+    for ids in texts:
+        with torch.no_grad():
+            bodies = [model.encoder if name == "t5" else model.base_model for model in models]
+            dense, found = (body(ids[None]).last_hidden_state[0].double().numpy() for body in bodies)
+        one, other = dense.mean(axis=0), found.mean(axis=0)
+        cosines.append(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+        distance, norm = distance + ((dense - found) ** 2).sum(), norm + (dense**2).sum()
+    result = compare_states(*models, texts, batch_size=batch_size)
+    assert result["mean_cosine"] == pytest.approx(np.mean(cosines), abs=1e-6)
+    assert result["hidden_error"] == pytest.approx(distance / norm, rel=1e-4)
+    assert result["hidden_error"] > 0.01
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_predictions_equal_a_slow_reference(
+    name: str, batch_size: int, texts: list[torch.Tensor], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agreement, "_MOST_NUMBERS", 3 * VOCAB_SIZE)  # slices of three places
+    models = TINY_MODELS[name].build(), TINY_MODELS[name].compressed(compression=0.6)
+    assert [language_model_kind(model) for model in models] == [LANGUAGE_MODELS[name]] * 2
+    chosen = [(ids, torch.ones_like(ids, dtype=torch.bool)) for ids in texts]
+    if name == "bert":
+        chosen = [(text.ids, text.is_masked) for text in mask_texts(texts, tokenizer, 3)]
+    divergences, agreed = [], []
+    for ids, places in chosen:
+        logits, others = (reference_logits(model, ids)[places.numpy()] for model in models)
+        p, q = (np.exp(each) / np.exp(each).sum(axis=1, keepdims=True) for each in (logits, others))
+        divergences += list((p * np.log(p / q)).sum(axis=1))
+        agreed += list(p.argmax(axis=1) == q.argmax(axis=1))
+    assert len(agreed) == (5 if name == "bert" else 30)
+    result = compare_predictions(*models, texts, tokenizer=tokenizer, batch_size=batch_size, seed=3)
+    assert result["kl"] == pytest.approx(np.mean(divergences), rel=1e-4)
+    assert result["kl"] > 1e-3
+    assert result["top1_agreement"] == pytest.approx(100 * np.mean(agreed))
+
+
+def test_a_model_agrees_with_itself(tiny: Any, texts: list[torch.Tensor], tokenizer: Any) -> None:
+    model = tiny.build()
+    states = compare_states(model, model, texts, batch_size=2)
+    assert states["mean_cosine"] == pytest.approx(1, abs=1e-6)
+    assert states["hidden_error"] == 0
+    if language_model_kind(model) is not None:
+        predictions = compare_predictions(model, model, texts, tokenizer=tokenizer, batch_size=2, seed=0)
+        assert predictions == {"kl": pytest.approx(0, abs=1e-12), "top1_agreement": 100}
+
+
+def test_models_without_a_language_model_head_are_told() -> None:
+    assert [language_model_kind(TINY_MODELS[name].build()) for name in ("distilbert", "roberta")] == [None, None]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 6), max_size=30), batch_size=st.integers(1, 9), numbers=st.integers(1, 2**26 + 1)
+)
+def test_every_text_is_in_one_batch_of_its_length_within_the_bounds(
+    lengths: list[int], batch_size: int, numbers: int
+) -> None:
+    found = list(batches_of_one_length(lengths, batch_size, numbers))
+    assert sorted(number for batch in found for number in batch) == list(range(len(lengths)))
+    for batch in found:
+        (length,) = {lengths[number] for number in batch}
+        assert len(batch) <= batch_size
+        assert len(batch) == 1 or len(batch) * length * numbers <= batches._MOST_NUMBERS
+
+
+@pytest.mark.parametrize(
+    ("max_length", "of_the_tokenizer", "expected"),
+    [(512, 32, 32), (512, int(1e30), 40), (7, 32, 7)],  # 40 positions
+)
+def test_the_least_limit_of_length_holds(max_length: int, of_the_tokenizer: int, expected: int, tokenizer: Any) -> None:
+    tokenizer, model = copy.deepcopy(tokenizer), TINY_MODELS["gpt2"].build()
+    tokenizer.model_max_length = of_the_tokenizer
+    assert longest(tokenizer, model, max_length) == expected
+    long, short = tokens_of(tokenizer, ["good " * 60, "bad"], model, max_length)
+    assert (len(long), len(short)) == (expected, 3)
+
+
+def test_a_decoder_that_no_token_begins_is_refused(texts: list[torch.Tensor], tokenizer: Any) -> None:
+    model = TINY_MODELS["t5"].build()
+    model.config.decoder_start_token_id = None
+    with pytest.raises(ValueError, match="names neither decoder_start_token_id nor bos_token_id"):
+        compare_predictions(model, model, texts, tokenizer=tokenizer, batch_size=1, seed=0)
