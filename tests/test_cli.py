@@ -93,7 +93,7 @@ def test_decompress_writes_a_native_model_with_equal_outputs(base: Path, tmp_pat
 
 @pytest.mark.usefixtures("signed_in")
 def test_examples_in_help_run_word_for_word(base: Path, tmp_path: Path) -> None:
-    for command in ("compress", "info", "push", "decompress"):
+    for command in ("compress", "info", "evaluate", "push", "decompress"):
         help_text = " ".join(run_cli(command, "--help").split())
         example = re.search(r"Example: (hf-projclust .*?)(?:$| ╭)", help_text)
         assert example, help_text
