@@ -51,10 +51,8 @@ def causal_perplexity(model: Any, tokenizer: Any, lines: Sequence[str], *, max_l
         for end in range(min(window, len(ids)), len(ids) + window // 2, window // 2):
             end = min(end, len(ids))
             begin = max(0, end - window)
-            logits = logits_of(model, ids[begin:end].unsqueeze(0))[
-                0, scored - begin - 1 : -1
-            ]  # (new tokens, vocabulary)
-            total += _cross_entropy(logits, ids[scored:end])
+            logits = logits_of(model, ids[begin:end].unsqueeze(0)).squeeze(0)  # (tokens, vocabulary)
+            total += _cross_entropy(logits[scored - begin - 1 : -1], ids[scored:end])  # each gives the next token
             progress.update(end - scored)
             scored = end
             if end == len(ids):
