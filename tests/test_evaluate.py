@@ -152,7 +152,7 @@ def test_texts_that_are_read_in_batches_of_any_size_give_the_same(tmp_path: Path
 def rte(tmp_path: Path) -> Path:
     """A folder of GLUE with an RTE of six examples."""
     lines = ["index\tsentence1\tsentence2\tlabel"]
-    lines += [f"{n}\tgood w{n}\tfilm w{n + 7}\t{'entailment' if n % 2 else 'not_entailment'}" for n in range(6)]
+    lines += [f"{n}\tgood w{n}\tfilm w{n + 7}\t{'entailment' if n % 3 else 'not_entailment'}" for n in range(6)]
     (tmp_path / "glue/RTE").mkdir(parents=True)
     (tmp_path / "glue/RTE/dev.tsv").write_text("\n".join(lines) + "\n")
     return tmp_path / "glue"
@@ -160,6 +160,11 @@ def rte(tmp_path: Path) -> Path:
 
 def test_a_classifier_is_scored_on_its_task(rte: Path, tmp_path: Path, tokenizer: Any) -> None:
     folder, dense = pair("distilbert", tmp_path, tokenizer)
+    other = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        other.classifier.weight.neg_()  # so that its answers are others
+        other.classifier.bias.neg_()
+    other.save_pretrained(folder)
     found = evaluate(folder, dense, task="rte", data_dir=rte)
     figure = found.figures[-1]
     assert (figure.name, figure.on) == ("task_accuracy", "RTE of GLUE, validation, 6 examples")
@@ -174,6 +179,7 @@ def test_a_classifier_is_scored_on_its_task(rte: Path, tmp_path: Path, tokenizer
         right = [("entailment", "not_entailment")[place] == line[3] for place, line in zip(places, lines, strict=True)]
         expected.append(100 * sum(right) / 6)
     assert [figure.dense, figure.compressed] == pytest.approx(expected)
+    assert expected[0] != expected[1]
 
 
 def test_the_tokenizer_may_be_in_either_folder(tmp_path: Path, tokenizer: Any) -> None:
