@@ -90,7 +90,7 @@ def test_the_command_prints_and_writes_what_the_function_returns(
         folder,
         "--against",
         base,
-        "--texts",
+        "--text",
         tmp_path / "texts.txt",
         "--sts",
         tmp_path / "dev.tsv",

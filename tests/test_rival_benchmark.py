@@ -252,13 +252,15 @@ def dense_folder(words: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_writes_plot_and_figures(dense_folder: Path, tmp_path: Path) -> None:
     texts, plot, figures = tmp_path / "texts.txt", tmp_path / "r.png", tmp_path / "r.json"
     texts.write_text("good film\n\nw1 bad w3\n")
-    counted = ("--token-counts", str(texts), "--text", texts)
+    (tmp_path / "sts.tsv").write_text("sentence1\tsentence2\tscore\ngood film\tw1\t1\nw1 w2\tw2 w1\t5\nbad\tgood\t3\n")
+    counted = ("--token-counts", str(texts), "--text", texts, "--sts", tmp_path / "sts.tsv")
     command = ("benchmark", "rivals", dense_folder, "--ratio", 3, 6, *counted, "--output", plot, "--json", figures)
     shown = run_cli(*command)
     record = json.loads(figures.read_text())
     assert record["options"] == {
         "model": "dense",
-        "texts": "texts.txt",
+        "texts": "texts.txt, 2 lines",
+        "score": "Spearman correlation, %, sts.tsv, 3 pairs",
         "token_counts": ["texts.txt"],
         "ratios": [3, 6],
         "seed": 0,
@@ -270,13 +272,14 @@ def test_the_command_writes_plot_and_figures(dense_folder: Path, tmp_path: Path)
     assert [point["setting"] for point in record["points"] if point["method"] == OURS] == ["ratio 3", "ratio 6"]
     assert len(record["front"]) == 4
     for point in record["points"]:
-        assert re.search(rf"{re.escape(point['setting'])}.*{point['table_bytes']:,}.*{point['mean_cosine']:.5f}", shown)
+        figures_shown = rf"{point['table_bytes']:,}.*{point['mean_cosine']:.5f}.*{point['score']:.2f}"
+        assert re.search(rf"{re.escape(point['setting'])}.*{figures_shown}", shown)
     assert plot.read_bytes().startswith(b"\x89PNG")
 
     before = figures.read_bytes(), plot.read_bytes()
     assert "is there; expected a file to make" in run_cli(*command, code=1)
     assert (figures.read_bytes(), plot.read_bytes()) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.png", "texts.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.png", "sts.tsv", "texts.txt"]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +288,7 @@ def test_the_command_writes_plot_and_figures(dense_folder: Path, tmp_path: Path)
         (["--output", "r.docx"], "ends in 'docx'"),
         (["--output", "nowhere/r.png"], "is in no folder"),
         (["--output", "r.svg", "--json", "r.svg"], "expected two files"),
-        (["--text", "none.txt"], "is not a file; expected one of texts"),
+        (["--text", "none.txt"], "no texts 'none.txt'; expected a text file"),
         (["--ratio", "0.5"], "expected one or several numbers above 1"),
         (["--token-counts", "none.txt"], "is neither a file nor a folder"),
     ],

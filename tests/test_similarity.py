@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from transformers import AutoModelForTextEncoding, T5EncoderModel
 
 from hf_projclust.evaluation.fidelity import embed_sentences
-from hf_projclust.evaluation.similarity import is_sentence_transformer, mean_pooling, sentence_transformer, spearman
+from hf_projclust.evaluation.similarity import is_sentence_transformer, sentence_transformer, spearman
 from hf_projclust.evaluation.texts import ScoredPairs
 
 ANGLES = {"a": 0.0, "b": 0.1, "c": 0.5, "d": 1.2, "e": 1.4}
@@ -46,7 +46,7 @@ def test_embeddings_that_are_all_alike_have_no_correlation() -> None:
 def test_means_of_batches_are_those_of_single_sentences(name: str, tokenizer: Any) -> None:
     tokenizer, model = copy.deepcopy(tokenizer), TINY_MODELS[name].build()
     sentences = ["good film", "w1 w2 w3", "bad w1", "w9"]
-    found = mean_pooling(model, tokenizer, batch_size=3)(sentences)
+    found = embed_sentences(model, tokenizer, sentences, batch_size=3)
     torch.testing.assert_close(found, embed_sentences(model, tokenizer, sentences))
 
 
@@ -54,7 +54,7 @@ def test_a_sentence_without_tokens_is_refused(tokenizer: Any) -> None:
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.backend_tokenizer.post_processor = None
     with pytest.raises(ValueError, match="a sentence has no tokens"):
-        mean_pooling(TINY_MODELS["bert"].build(), tokenizer)(["good", " "])
+        embed_sentences(TINY_MODELS["bert"].build(), tokenizer, ["good", " "])
 
 
 def test_a_folder_of_sentence_transformers_has_its_own_pooling(tmp_path: Path, tokenizer: Any) -> None:

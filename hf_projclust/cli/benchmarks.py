@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .compression import RatesCommand
+from .files import check_file, write_json
 from .messages import errors_as_messages, escaped
 from .options import Device
 
@@ -42,7 +42,7 @@ def solvers(
         from ..sizes import megabytes
 
         packaged_minilm()
-        _check_file(output, force=force)
+        check_file(output, force=force)
         rows = benchmark_solvers(
             compression=compression,
             num_clusters=num_clusters,
@@ -113,7 +113,7 @@ def layers(
         from ..evaluation.machine import busy_share, describe_machine, installed_versions
 
         if output is not None:
-            _check_file(output, force=force)
+            check_file(output, force=force)
         options: dict[str, Any] = {
             "tokens": tokens or list(TOKENS),
             "vocabulary": vocabulary or list(VOCABULARY),
@@ -158,7 +158,7 @@ def layers(
                 "rows": [dataclasses.asdict(row) for row in rows],
                 "absences": [dataclasses.asdict(absence) for absence in absences],
             }
-            output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_json(output, record)
             console.print(f"All measurements are in {output}", soft_wrap=True)
 
 
@@ -212,13 +212,3 @@ def _absences(absences: Sequence[Absence]) -> list[str]:
         escaped(f"No {contender} in {operation} of {', '.join(sizes)}: {reason}")
         for (operation, contender, reason), sizes in where.items()
     ]
-
-
-def _check_file(output: Path, *, force: bool) -> None:
-    """Refuse a file that is there, unless it is to be replaced, or that cannot be made."""
-    if output.is_dir() or (output.exists() and not force):
-        raise FileExistsError(
-            f"output {str(output)!r} is there; expected a file to make. Choose another --output, or add --force."
-        )
-    if not output.resolve().parent.is_dir():
-        raise FileNotFoundError(f"output {str(output)!r} is in no folder; expected one that exists. Make it first.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -10,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .benchmarks import _check_file
+from .files import check_file, write_json
 from .messages import errors_as_messages, escaped
 from .options import Device
 
@@ -23,7 +22,7 @@ def evaluate(
     against: Annotated[
         str, typer.Option(help="Hub id or folder of the dense model that it was made from.", show_default=False)
     ],
-    texts: Annotated[
+    text: Annotated[
         Optional[Path],  # noqa: UP045 (typer reads this on Python 3.10 too)
         typer.Option(
             help="Text file, a line a text, or folder of such; by default 50 English sentences of this package."
@@ -59,13 +58,13 @@ def evaluate(
         from ..evaluation.record import note_evaluation
 
         if output is not None:
-            _check_file(output, force=force)
+            check_file(output, force=force)
         if card:
             render_card(folder)  # which refuses a folder, or a card in it, that nothing could be put into
         found = evaluate_folder(
             folder,
             against,
-            texts=texts,
+            texts=text,
             sts=sts,
             task=task,
             data_dir=data_dir,
@@ -77,9 +76,7 @@ def evaluate(
         console = Console()
         _show(found, console)
         if output is not None:
-            partial = output.with_name(f".{output.name}.partial")
-            partial.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
-            partial.replace(output)
+            write_json(output, found.to_dict())
             console.print(f"All of it is in {escaped(output)}", soft_wrap=True, highlight=False)
         if card:
             note_evaluation(folder, found.figures, found.date)

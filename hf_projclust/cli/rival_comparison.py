@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .benchmarks import _check_file as check_file
 from .compression import RatesCommand
+from .files import check_file, write_json
 from .messages import errors_as_messages, escaped
 from .options import Seed
 
@@ -43,6 +43,10 @@ def rivals(
         Optional[Path],  # noqa: UP045
         typer.Option(help="File of texts to embed, one a line; by default fifty bundled sentences."),
     ] = None,
+    sts: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="File with columns sentence1, sentence2, score, for the Spearman correlation of each table."),
+    ] = None,
     seed: Seed = 0,
     output: Annotated[Path, typer.Option(help="Image file to write the plot of quality against bytes to.")] = Path(
         "rivals.png"
@@ -55,12 +59,15 @@ def rivals(
 ) -> None:
     """Compare MODEL's table with rounding, product quantisation, frequency blocks and trimming in as many bytes."""
     with errors_as_messages():
+        from ..evaluation.extras import needed
+        from ..evaluation.fidelity import embed_sentences
         from ..evaluation.machine import describe_machine, installed_versions
         from ..evaluation.rival_benchmark import RATIOS, compare_rivals
         from ..evaluation.rival_plots import check_image, plot_rivals
         from ..evaluation.rival_points import front
-        from ..evaluation.rival_product_quantization import import_faiss
-        from ..evaluation.whole_files import whole_file
+        from ..evaluation.similarity import spearman
+        from ..evaluation.texts import read_scored_pairs, read_texts
+        from ..loading import load_tokenizer
         from ..token_counts import describe_sources
 
         check_image(output)
@@ -76,7 +83,12 @@ def rivals(
             "count_exponent": count_exponent,
             "norm_exponent": norm_exponent,
         }
-        points, absences = compare_rivals(model, texts=None if text is None else _texts_of(text), **options)
+        read, pairs = read_texts(text), None if sts is None else read_scored_pairs(sts)
+        tokenizer = load_tokenizer(model)
+        score = None
+        if pairs is not None:
+            score = lambda scored: spearman(partial(embed_sentences, scored, tokenizer), pairs)  # noqa: E731
+        points, absences = compare_rivals(model, texts=read.lines, score=score, tokenizer=tokenizer, **options)
         standings = front(points)
         counts = ", ".join(describe_sources(options["token_counts"]))
         title = f"{Path(model).name}, token counts {counts}, seed {seed}"
@@ -100,10 +112,11 @@ def rivals(
         if json_file is not None:
             record = {
                 "machine": describe_machine(),
-                "versions": {**installed_versions(), "faiss": import_faiss().__version__},
+                "versions": {**installed_versions(), "faiss": needed("faiss").__version__},
                 "options": {
                     "model": Path(model).name if Path(model).is_dir() else model,
-                    "texts": "bundled sentences" if text is None else text.name,
+                    "texts": read.name,
+                    "score": None if pairs is None else f"Spearman correlation, %, {pairs.name}",
                     **options,
                     "token_counts": describe_sources(options["token_counts"]),
                 },
@@ -111,8 +124,7 @@ def rivals(
                 "absences": [dataclasses.asdict(absence) for absence in absences],
                 "front": [dataclasses.asdict(standing) for standing in standings],
             }
-            with whole_file(json_file) as partial:
-                partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_json(json_file, record)
             console.print(f"All measurements are in {json_file}", soft_wrap=True)
         console.print(f"The plot is in {output}", soft_wrap=True)
 
@@ -122,9 +134,10 @@ def _table(points: Sequence[RivalPoint], title: str) -> Table:
     table = Table(
         title=escaped(title),
         caption="error: relative squared error of the table; in use: with rows weighted by the use of their tokens; "
-        "cosine: mean cosine of sentence embeddings to those of the dense model",
+        "cosine: mean cosine of sentence embeddings to those of the dense model; score: Spearman correlation, %",
     )
-    for heading in ("method", "setting", "bytes", "times smaller", "error", "in use", "cosine"):
+    scored = ("score",) if all(point.score is not None for point in points) else ()
+    for heading in ("method", "setting", "bytes", "times smaller", "error", "in use", "cosine", *scored):
         table.add_column(heading, justify="left" if heading in ("method", "setting") else "right")
     for point in sorted(points, key=lambda point: -point.table_bytes):
         table.add_row(
@@ -135,15 +148,6 @@ def _table(points: Sequence[RivalPoint], title: str) -> Table:
             f"{point.relative_squared_error:.4f}",
             f"{point.weighted_relative_squared_error:.4f}",
             f"{point.mean_cosine:.5f}",
+            *(f"{point.score:.2f}" for _ in scored),
         )
     return table
-
-
-def _texts_of(path: Path) -> list[str]:
-    """The lines of a file that are not blank."""
-    if not path.is_file():
-        raise FileNotFoundError(f"text {str(path)!r} is not a file; expected one of texts, one a line. Check the name.")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"text {str(path)!r} has only blank lines; expected one text a line. Check the file.")
-    return lines

@@ -11,6 +11,7 @@ import datetime
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from .batches import MAX_LENGTH, language_model_kind, tokens_of
 from .classifiers import score_classifier
 from .counterparts import check_counterparts, shared_tokenizer
 from .extras import needed
+from .fidelity import embed_sentences
 from .figures import Figure
 from .glue import HUB_ID, Examples, check_task, load_glue
 from .machine import describe_machine, installed_versions
 from .perplexity import causal_perplexity, masked_perplexity
-from .similarity import is_sentence_transformer, mean_pooling, sentence_transformer, spearman
+from .similarity import is_sentence_transformer, sentence_transformer, spearman
 from .texts import read_scored_pairs, read_texts
 
 _CLASSIFIER = "ForSequenceClassification"
@@ -132,7 +134,7 @@ def evaluate(
     models: list[Any] = [load_model(path).to(device or "cpu") for path in paths]  # type: ignore[arg-type]
     if pairs is not None and not own_pooling:
         correlations = [
-            spearman(mean_pooling(model, tokenizer, max_length=max_length, batch_size=batch_size), pairs)
+            spearman(partial(embed_sentences, model, tokenizer, max_length=max_length, batch_size=batch_size), pairs)
             for model in models
         ]
     ids = tokens_of(tokenizer, read.lines, models[0], max_length)

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers.utils import logging
 
+from .batches import MAX_LENGTH, batches_of_one_length, last_states, tokens_of
+
 
 def bundled_sentences() -> list[str]:
     """Fifty English sentences, written for this project."""
@@ -41,27 +43,35 @@ def measure_fidelity(dense: Any, compressed: Any, tokenizer: Any) -> dict[str, A
     }
 
 
-@torch.no_grad()
-def embed_sentences(model: Any, tokenizer: Any, sentences: Sequence[str]) -> Tensor:
-    """Embed sentences by the mean of the last hidden states over their tokens.
-
-    Each sentence is a batch of its own, so that no model needs a padding token.
+def embed_sentences(
+    model: Any, tokenizer: Any, sentences: Sequence[str], *, max_length: int = MAX_LENGTH, batch_size: int = 16
+) -> Tensor:
+    """Embed sentences by the mean of the last hidden states over their tokens, special ones too.
 
     Args:
         model: A text model, with or without a head; of an encoder-decoder the encoder is taken.
         tokenizer: Its tokenizer.
         sentences: The texts.
+        max_length: Tokens of a sentence, at most.
+        batch_size: Sentences that are computed at a time, at most; those of one length, so that nothing is padded.
 
     Returns:
-        One embedding a sentence, shape (len(sentences), hidden_size), float32.
+        One embedding a sentence, shape (len(sentences), hidden_size), float32, on the CPU.
+
+    Raises:
+        ValueError: If a sentence has no tokens.
     """
-    body = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
-    embeddings = []
-    for sentence in sentences:
-        inputs = tokenizer(sentence, truncation=True, return_tensors="pt").to(model.device)
-        hidden = body(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
-        embeddings.append(hidden.float().mean(dim=1))  # (1, tokens, hidden) -> (1, hidden)
-    return torch.cat(embeddings)
+    texts = tokens_of(tokenizer, sentences, model, max_length)
+    if len(texts) < len(sentences):
+        raise ValueError("a sentence has no tokens, and so no embedding; expected sentences that are not empty.")
+    width = model.config.get_text_config().hidden_size
+    embeddings = torch.empty(len(texts), width)
+    with logging.tqdm(desc="Embedding sentences", total=len(texts), unit=" sentences", delay=2) as progress:
+        for numbers in batches_of_one_length([len(ids) for ids in texts], batch_size, width):
+            states = last_states(model, torch.stack([texts[number] for number in numbers]))
+            embeddings[numbers] = states.mean(dim=1).cpu()  # (texts, tokens, width) -> (texts, width)
+            progress.update(len(numbers))
+    return embeddings
 
 
 def mean_cosine(embeddings: Tensor, reference: Tensor) -> float:

@@ -24,9 +24,9 @@ from ..loading import load_tokenizer
 from ..losses import share
 from ..options import TokenCounts
 from ..token_counts import check_sources, count_tokens
+from .extras import needed
 from .fidelity import bundled_sentences, embed_sentences, mean_cosine
 from .rival_points import DENSE, OURS, OURS_FLOAT, RivalAbsence, RivalPoint
-from .rival_product_quantization import import_faiss
 from .rival_tables import check_whole
 from .rivals import RivalTask, contenders
 
@@ -75,7 +75,7 @@ def compare_rivals(
         if isinstance(exponent, bool) or not 0 <= exponent <= most:
             raise ValueError(f"{name}={exponent!r}; expected a number from 0 to {most}. Leave it out for the default.")
     check_sources(token_counts)
-    import_faiss()
+    needed("faiss")
     dense = own_model(source)
     dense = (copy.deepcopy(dense) if isinstance(source, PreTrainedModel) else dense).eval()
     modules = tables_to_factor(dense, embedding=True, head=False)["embedding"]

@@ -6,12 +6,11 @@ and faiss draws 65,536 rows to train on where there are more.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .extras import needed
 from .rival_tables import RivalTable, check_table, check_whole
 
 WORDS = 256
@@ -44,7 +43,7 @@ def product_quantize(table: Tensor, *, per_byte: int, apart: bool = False, seed:
             f"a table of {num_rows:,} rows; expected {WORDS} or more, as many as a codebook has words. A table this "
             "small is better rounded."
         )
-    faiss = import_faiss()
+    faiss = needed("faiss")
     rows = table.float().cpu()
     lengths = rows.norm(dim=1, keepdim=True)
     given = rows / lengths.clamp(min=torch.finfo(torch.float32).tiny) if apart else rows
@@ -71,15 +70,3 @@ def product_quantize(table: Tensor, *, per_byte: int, apart: bool = False, seed:
 def product_quantized_bytes(num_rows: int, dim: int, per_byte: int, item_bytes: int, *, apart: bool = False) -> int:
     """Bytes of a quantised table: as of ``product_quantize``, for a table of num_rows x dim of ``item_bytes`` each."""
     return num_rows * (-(-dim // per_byte) + 2 * apart) + WORDS * dim * item_bytes
-
-
-def import_faiss() -> Any:
-    """Import faiss, or raise a ModuleNotFoundError that names the command to install it."""
-    try:
-        import faiss
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"product quantisation needs faiss, which could not be imported ({error}); install it with: "
-            "pip install 'hf-projclust[evaluate]'"
-        ) from error
-    return faiss

@@ -11,14 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForTextEncoding
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from .batches import MAX_LENGTH, batches_of_one_length, last_states, tokens_of
 from .extras import needed
 from .texts import ScoredPairs
 
@@ -47,35 +45,6 @@ def spearman(embed: Embed, pairs: ScoredPairs) -> float:
     if bool((cosines == cosines[0]).all()):
         return 0.0
     return 100 * float(stats.spearmanr(cosines.numpy(), pairs.scores).statistic)
-
-
-def mean_pooling(model: Any, tokenizer: Any, *, max_length: int = MAX_LENGTH, batch_size: int = 16) -> Embed:
-    """Embed sentences by the mean of the last hidden states over their tokens, special ones too.
-
-    Args:
-        model: A text model, with or without a head; of an encoder-decoder the encoder is taken.
-        tokenizer: Its tokenizer.
-        max_length: Tokens of a sentence, at most.
-        batch_size: Sentences that are computed at a time, at most.
-
-    Returns:
-        The function; it raises a ValueError for a sentence without tokens.
-    """
-
-    def embed(sentences: Sequence[str]) -> Tensor:
-        texts = tokens_of(tokenizer, sentences, model, max_length)
-        if len(texts) < len(sentences):
-            raise ValueError("a sentence has no tokens, and so no embedding; expected sentences that are not empty.")
-        width = model.config.get_text_config().hidden_size
-        found: dict[int, Tensor] = {}
-        with logging.tqdm(desc="Embedding sentences", total=len(texts), unit=" sentences") as progress:
-            for numbers in batches_of_one_length([len(ids) for ids in texts], batch_size, width):
-                means = last_states(model, torch.stack([texts[number] for number in numbers])).mean(dim=1).cpu()
-                found |= dict(zip(numbers, means, strict=True))
-                progress.update(len(numbers))
-        return torch.stack([found[number] for number in range(len(texts))])
-
-    return embed
 
 
 def sentence_transformer(path: str | Path, *, device: str | None = None, batch_size: int = 16) -> Embed:
