@@ -96,7 +96,7 @@ def test_the_command_prints_and_writes_what_the_function_returns(
         tmp_path / "dev.tsv",
     ]
     output = run_cli(*arguments, "--seed", 2, "--batch-size", 2, "--output", "out.json", "--card")
-    found = evaluate(folder, base, texts=tmp_path / "texts.txt", sts=tmp_path / "dev.tsv", seed=2, batch_size=2)
+    found = evaluate(folder, base, text=tmp_path / "texts.txt", sts=tmp_path / "dev.tsv", seed=2, batch_size=2)
     written = json.loads(Path("out.json").read_text())
     assert written == json.loads(json.dumps(found.to_dict()))
     assert [(figure["name"], figure["on"]) for figure in written["figures"]] == [
@@ -224,7 +224,7 @@ def bad(**changes: Any) -> dict[str, Any]:
         (bad(against="wider"), "has hidden_size 16, but 'wider' has hidden_size 32"),
         (bad(against="longer"), "has vocab_size 97, but 'longer' has vocab_size 98"),
         (bad(against="other-words"), "have different vocabularies"),
-        (bad(texts="none.txt"), "no texts 'none.txt'"),
+        (bad(text="none.txt"), "no texts 'none.txt'"),
         (bad(sts="none.tsv"), "no file 'none.tsv'"),
         (bad(task="rte"), "class BertForMaskedLM; expected one that ends in ForSequenceClassification"),
         (bad(task="rse"), "task 'rse'"),

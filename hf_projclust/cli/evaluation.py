@@ -64,7 +64,7 @@ def evaluate(
         found = evaluate_folder(
             folder,
             against,
-            texts=text,
+            text=text,
             sts=sts,
             task=task,
             data_dir=data_dir,

@@ -78,7 +78,7 @@ def evaluate(
     folder: str | Path,
     against: str | Path,
     *,
-    texts: str | Path | None = None,
+    text: str | Path | None = None,
     sts: str | Path | None = None,
     task: str | None = None,
     data_dir: str | Path | None = None,
@@ -93,7 +93,7 @@ def evaluate(
         folder: Folder of a compressed model; a dense one of the same architecture is taken too, such as one whose
             table was rounded.
         against: Folder or Hub id of the dense model.
-        texts: Text file, a line a text, or folder of such, for embeddings, predictions and perplexity; by default 50
+        text: Text file, a line a text, or folder of such, for embeddings, predictions and perplexity; by default 50
             sentences that come with this package.
         sts: File of pairs of sentences with scores, see ``read_scored_pairs``, for their Spearman correlation.
         task: A task of GLUE that the models were fine-tuned for, scored on its validation part.
@@ -119,7 +119,7 @@ def evaluate(
     _check_task(task, data_dir, architecture)
     if sts is not None:
         needed("scipy.stats")
-    read = read_texts(texts)
+    read = read_texts(text)
     pairs = None if sts is None else read_scored_pairs(sts)
     examples = None if task is None else load_glue(task, "validation", data_dir)
     tokenizer = shared_tokenizer(folder, against)
@@ -154,7 +154,7 @@ def evaluate(
     if kind == "masked":
         one, other = (masked_perplexity(each, ids, **common) for each in models)
         of_texts["masked_perplexity"] = one, other
-    dataset = _BUNDLED if texts is None else _dataset(texts)
+    dataset = _BUNDLED if text is None else _dataset(text)
     figures = [Figure(name, read.name, dataset, None, *values) for name, values in of_texts.items()]
     if pairs is not None:
         figures.append(Figure("spearman", pairs.name, _dataset(sts), None, *correlations))
@@ -169,7 +169,7 @@ def evaluate(
         pooling=None if pairs is None else "sentence-transformers" if own_pooling else "mean of the last hidden states",
         sizes=_sizes(folder, dense, compressed),
         options={
-            "texts": _bare(texts),
+            "text": _bare(text),
             "sts": _bare(sts),
             "task": task,
             "max_length": max_length,
