@@ -60,6 +60,7 @@ def card_facts(folder: Path, config: Any, repo_id: str) -> dict[str, Any]:
         "tables": [_table(name, layout, records[name], config.dtype) for name, layout in layouts.items()],
         **_sizes(folder, config),
         "fidelity": config.projclust.get("fidelity"),
+        "recoveries": config.projclust.get("recovery", []),
         "record": record,
         "source": _SOURCES.get(record["preset"], ""),
         "method_text": _method_text(record, layouts),

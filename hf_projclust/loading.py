@@ -25,23 +25,30 @@ from .configuration_projclust import PREFIX, ProjClustConfigMixin
 from .tables import TableFile, find_table
 
 
-def load_model(path: str | Path) -> PreTrainedModel:
+def load_model(path: str | Path, *, as_class: Any = None) -> PreTrainedModel:
     """Load a model in the dtype and with the head of its checkpoint.
 
     Args:
         path: A folder, or a model id on the Hub.
+        as_class: Model class to load it by, with the head that this class has.
 
     Returns:
         The model, on the CPU, in evaluation mode.
 
     Raises:
         FileNotFoundError: If there is no such folder and the Hub gives no such model.
-        ValueError: If the checkpoint lacks its vocabulary table, or needs code that is not part of Transformers.
+        ValueError: If the checkpoint lacks its vocabulary table, needs code that is not part of Transformers, or is not
+            of the class that was asked for.
     """
     check_source(path)
     try:
         config = AutoConfig.from_pretrained(path)
-        found = model_class(config)
+        found = as_class or model_class(config)
+        if as_class is not None and type(config) is not as_class.config_class:
+            raise ValueError(
+                f"{str(path)!r} has a {type(config).__name__}; expected the {as_class.config_class.__name__} of a "
+                f"{as_class.__name__}, which is a dense model. Give that one, or load it yourself and pass the model."
+            )
         model, report = found.from_pretrained(path, config=config, dtype="auto", output_loading_info=True)
     except (OSError, SafetensorError, RuntimeError, UnpicklingError) as error:
         raise FileNotFoundError(

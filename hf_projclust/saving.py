@@ -13,7 +13,14 @@ from .loading import load_model, load_tokenizer
 
 
 def save_compressed(
-    compressed: Any, source: str | Path, output: Path, *, compare: bool, standalone: bool, force: bool
+    compressed: Any,
+    source: str | Path,
+    output: Path,
+    *,
+    dense: Any = None,
+    compare: bool,
+    standalone: bool | None,
+    force: bool,
 ) -> None:
     """Write a compressed model to a folder that is whole or absent; then compare, and write the card into the folder.
 
@@ -21,10 +28,11 @@ def save_compressed(
 
     Args:
         compressed: What ``compress`` made of the source.
-        source: Folder or Hub id of the dense model.
+        source: Folder or Hub id of the model that tokenizer and other files go along with.
         output: The folder to be made.
-        compare: Whether to load the dense model and measure how close the compressed one comes, for the card.
-        standalone: Whether to add the code that loads the model.
+        dense: The dense model; by default it is loaded from the source.
+        compare: Whether to measure how close the compressed model comes to the dense one, for the card.
+        standalone: Whether to add the code that loads the model; None adds it if the compressed model came with it.
         force: Whether a folder that holds something may be replaced.
     """
     with new_folder(output, force=force) as folder:
@@ -32,7 +40,7 @@ def save_compressed(
         copy_companions(source, folder)
     if compare and "embedding" in compressed.config.factor_layouts:
         with or_warning("how close the outputs come to those of the dense model was not measured"):
-            fidelity = measure_fidelity(load_model(source), compressed, load_tokenizer(source))
+            fidelity = measure_fidelity(dense or load_model(source), compressed, load_tokenizer(source))
             note_in_config(output, "fidelity", fidelity)
     with or_warning("the model card was not written"):
         write_card(output)

@@ -93,7 +93,8 @@ def test_decompress_writes_a_native_model_with_equal_outputs(base: Path, tmp_pat
 
 @pytest.mark.usefixtures("signed_in")
 def test_examples_in_help_run_word_for_word(base: Path, tmp_path: Path) -> None:
-    for command in ("compress", "info", "evaluate", "push", "decompress"):
+    (tmp_path / "corpus.txt").write_text("good film\nbad film\n")
+    for command in ("compress", "info", "evaluate", "push", "decompress", "recover"):
         help_text = " ".join(run_cli(command, "--help").split())
         example = re.search(r"Example: (hf-projclust .*?)(?:$| ╭)", help_text)
         assert example, help_text

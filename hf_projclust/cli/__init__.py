@@ -1,4 +1,4 @@
-"""The command line ``hf-projclust``: compress, push, info, evaluate, decompress, demo, benchmark.
+"""The command line ``hf-projclust``: compress, push, info, evaluate, recover, decompress, demo, benchmark.
 
 Each command does what the Python function of the same name does, with the same options, and writes folders
 that are whole or absent. Errors are one message on standard error and exit code 1.
@@ -15,9 +15,22 @@ from .demonstration import demo
 from .evaluation import evaluate
 from .information import info
 from .publishing import push
+from .recovery import recover
 from .rival_comparison import RivalsCommand, rivals
 
-__all__ = ["app", "compress", "decompress", "demo", "evaluate", "info", "layers", "push", "rivals", "solvers"]
+__all__ = [
+    "app",
+    "compress",
+    "decompress",
+    "demo",
+    "evaluate",
+    "info",
+    "layers",
+    "push",
+    "recover",
+    "rivals",
+    "solvers",
+]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +53,10 @@ app.command(epilog="Example: `hf-projclust decompress distilbert-pc60 --output d
 app.command(
     epilog="Example: `hf-projclust evaluate distilbert-pc60 --against distilbert/distilbert-base-uncased --card`"
 )(evaluate)
+app.command(
+    epilog="Example: `hf-projclust recover distilbert-pc60 --teacher distilbert/distilbert-base-uncased "
+    "--text corpus.txt --output distilbert-pc60-recovered`"
+)(recover)
 app.command(epilog="Example: `hf-projclust demo --output projclust-demo`")(demo)
 benchmark_app.command(epilog="Example: `hf-projclust benchmark solvers --output solvers.png`")(solvers)
 benchmark_app.command(
