@@ -14,6 +14,7 @@ from .decompression import decompress
 from .demonstration import demo
 from .evaluation import evaluate
 from .information import info
+from .protocol import GlueCommand, glue
 from .publishing import push
 from .recovery import recover
 from .rival_comparison import RivalsCommand, rivals
@@ -24,6 +25,7 @@ __all__ = [
     "decompress",
     "demo",
     "evaluate",
+    "glue",
     "info",
     "layers",
     "push",
@@ -67,3 +69,7 @@ benchmark_app.command(
     epilog="Example: `hf-projclust benchmark rivals sentence-transformers/all-MiniLM-L6-v2 --token-counts words:en "
     "--ratio 4 8 16 --output rivals.png --json rivals.json`",
 )(rivals)
+benchmark_app.command(
+    cls=GlueCommand,
+    epilog="Example: `hf-projclust benchmark glue bert-base-uncased --tasks rte mrpc --bf16 --output glue`",
+)(glue)

@@ -1,0 +1,111 @@
+"""The protocol of MESSI (arXiv 2010.04290, section 4) as one run that can be stopped and repeated.
+
+A dense classifier is fine-tuned on a task, its vocabulary table compressed, and the result scored before and after two
+more epochs, as is the dense classifier. A crash or a stop loses one cell. Files and figures are in ``protocol_*``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from ..inputs import own_model
+from ..loading import load_tokenizer
+from ..modeling_projclust import ProjClustModelMixin
+from .extras import needed
+from .protocol_cells import load_examples, make_cell
+from .protocol_folder import ProtocolFolder
+from .protocol_methods import check_fit
+from .protocol_models import ClassifierStore, weights_sha256
+from .protocol_plan import DENSE, Cell, Protocol
+from .protocol_summary import SummaryRow, summarise
+from .protocol_tables import plot_drops, write_tables
+
+
+def run_protocol(
+    protocol: Protocol, output: str | Path, *, keep_models: bool = False
+) -> tuple[list[SummaryRow], list[Cell]]:
+    """Make the cells that are not there yet, and the tables of all.
+
+    Args:
+        protocol: The options.
+        output: Folder to write: cells/ and models/, run.json, table.md, table.json and drops.png. One of an earlier run
+            is gone on with, whose tasks, methods, rates and seeds may be others; the tables are of those given now.
+        keep_models: Keep dense classifiers whose cells are all made, for methods and rates to come. On a GPU they are
+            not fine-tuned to the same bits again.
+
+    Returns:
+        The summary, and the cells of the plan.
+
+    Raises:
+        ValueError: If an option, a file or the model is not as expected, or the folder's cells were made otherwise.
+        FileNotFoundError: If the model or a file of a task is not there.
+        FileExistsError: If the folder holds something else.
+        ModuleNotFoundError: If a package is missing.
+    """
+    folder = ProtocolFolder(output)
+    folder.check()
+    for module in ("sklearn.metrics", "scipy.stats"):
+        needed(module)
+    examples = load_examples(protocol)
+    plan = protocol.cells(list(examples))
+    cells = folder.read_cells(plan)
+    tokenizer = load_tokenizer(protocol.base)
+    noted = folder.begin(protocol, _check_base(protocol, tokenizer))
+    store = ClassifierStore(folder.models, protocol, tokenizer, {task: found.train for task, found in examples.items()})
+    missing = [cell for cell in plan if cell not in cells]
+    with _one_bar(len(plan), len(cells)) as progress:
+        try:
+            for number, cell in enumerate(missing):
+                progress.set_postfix_str(cell.name)
+                cells[cell] = make_cell(cell, protocol, store, examples[cell.task], cells)
+                folder.write_cell(cell, cells[cell])
+                write_tables(folder.path, cells, plan, noted)
+                if cell.stage == "after" and cell.method != DENSE:
+                    store.drop_factors(cell)
+                if not keep_models and not any(_is_of_one_dense(cell, other) for other in missing[number + 1 :]):
+                    store.drop(cell.task, cell.seed)
+                progress.update()
+        finally:
+            write_tables(folder.path, cells, plan, noted)
+            plot_drops(summarise(cells, plan), folder.path / "drops.png")
+    return summarise(cells, plan), plan
+
+
+def _check_base(protocol: Protocol, tokenizer: Any) -> str:
+    """Digest of the base model's weights and vocabulary; a model or rate that cannot be taken is refused."""
+    model = own_model(protocol.base)
+    if isinstance(model, ProjClustModelMixin):
+        raise ValueError(
+            f"{str(protocol.base)!r} is compressed already; expected a dense model, which is fine-tuned first. Give "
+            "the model that it was made from."
+        )
+    for method in protocol.methods:
+        for rate in protocol.rates:
+            check_fit(method, rate, model.get_input_embeddings().weight.detach())
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(f"{weights_sha256(model)} {vocabulary}".encode()).hexdigest()
+
+
+def _is_of_one_dense(cell: Cell, other: Cell) -> bool:
+    """Whether two cells are made from one dense classifier."""
+    return (cell.task, cell.seed) == (other.task, other.seed)
+
+
+@contextlib.contextmanager
+def _one_bar(total: int, done: int) -> Iterator[Any]:
+    """A progress bar over cells, during which those of what is done in a cell are not shown."""
+    is_shown = logging.is_progress_bar_enabled()
+    with logging.tqdm(total=total, initial=done, desc="GLUE", unit=" cells") as progress:
+        logging.disable_progress_bar()
+        try:
+            yield progress
+        finally:
+            if is_shown:
+                logging.enable_progress_bar()
