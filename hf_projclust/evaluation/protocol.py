@@ -1,4 +1,4 @@
-"""The protocol of MESSI (arXiv 2010.04290, section 4) as one run that can be stopped and repeated.
+"""The protocol of MESSI (arXiv 2010.04290) as one run that can be stopped and repeated.
 
 A dense classifier is fine-tuned on a task, its vocabulary table compressed, and the result scored before and after two
 more epochs, as is the dense classifier. A crash or a stop loses one cell. Files and figures are in ``protocol_*``.

@@ -1,6 +1,6 @@
 """The protocol's options, and the cells of its table in the order in which they are made.
 
-MESSI (arXiv 2010.04290, section 4) compresses classifiers of GLUE, and scores them before and after two epochs of
+MESSI (arXiv 2010.04290) compresses classifiers of GLUE, and scores them before and after two epochs of
 fine-tuning. Nothing is computed here.
 """
 
