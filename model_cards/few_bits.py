@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoTokenizer
 from hf_projclust import compress
 from hf_projclust.demo import packaged_minilm
 from hf_projclust.evaluation.machine import describe_machine, installed_versions
-from hf_projclust.evaluation.rival_rounding import round_to_nearest
+from hf_projclust.evaluation.rivals.rounding import round_to_nearest
 
 RATIOS = (10, 16, 22, 30.1)  # names of tensors in the header of a file take 0.02 % of it at the last
 SEEDS = range(4)

@@ -21,8 +21,9 @@ from typer.testing import CliRunner
 
 import hf_projclust
 from hf_projclust import cli, compress
-from hf_projclust.evaluation import layer_benchmark, solver_benchmark
-from hf_projclust.evaluation.layer_benchmark import EMBEDDING, EMBEDDINGS, HEAD, HEADS, TRAINING
+from hf_projclust.evaluation.layers import benchmark as layer_benchmark
+from hf_projclust.evaluation.layers.benchmark import EMBEDDING, EMBEDDINGS, HEAD, HEADS, TRAINING
+from hf_projclust.evaluation.solvers import benchmark as solver_benchmark
 from hf_projclust.sizes import measure
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from hf_projclust.evaluation import layer_benchmark
-from hf_projclust.evaluation.layer_benchmark import EMBEDDING, HEAD, TRAINING, Absence, LayerRow, benchmark_layers
-from hf_projclust.evaluation.layer_contenders import EMBEDDINGS, HEADS, Contender
-from hf_projclust.evaluation.layer_memory import peak_bytes, resident_bytes
-from hf_projclust.evaluation.layer_rounds import time_in_rounds
-from hf_projclust.evaluation.layer_tables import DrawnTable, draw_table, layout_of
+from hf_projclust.evaluation.layers import benchmark as layer_benchmark
+from hf_projclust.evaluation.layers.benchmark import EMBEDDING, HEAD, TRAINING, Absence, LayerRow, benchmark_layers
+from hf_projclust.evaluation.layers.contenders import EMBEDDINGS, HEADS, Contender
+from hf_projclust.evaluation.layers.memory import peak_bytes, resident_bytes
+from hf_projclust.evaluation.layers.rounds import time_in_rounds
+from hf_projclust.evaluation.layers.tables import DrawnTable, draw_table, layout_of
 
 CPU = torch.device("cpu")
 ROWS, DIM = 320, 64

@@ -15,13 +15,13 @@ import typer
 from conftest import TINY_MODELS, VOCAB_SIZE, run_cli, run_python
 from transformers import BertConfig, BertModel
 
-from hf_projclust.cli.protocol import GlueCommand, glue
+from hf_projclust.cli.glue import GlueCommand, glue
 from hf_projclust.evaluation.glue import Examples
-from hf_projclust.evaluation.protocol import run_protocol
-from hf_projclust.evaluation.protocol_cells import _choice, load_examples
-from hf_projclust.evaluation.protocol_methods import METHODS, check_fit, compress_options
-from hf_projclust.evaluation.protocol_plan import DENSE, PAPER_TASKS, Cell, Protocol, default_tasks
-from hf_projclust.evaluation.protocol_summary import Spread, missing_cells, summarise
+from hf_projclust.evaluation.protocol.cells import _choice, load_examples
+from hf_projclust.evaluation.protocol.methods import METHODS, check_fit, compress_options
+from hf_projclust.evaluation.protocol.plan import DENSE, PAPER_TASKS, Cell, Protocol, default_tasks
+from hf_projclust.evaluation.protocol.run import run_protocol
+from hf_projclust.evaluation.protocol.summary import Spread, missing_cells, summarise
 from hf_projclust.options import PRESETS
 
 TASKS = {"SST-2": ("sentence\tlabel", 16), "STS-B": ("sentence1\tsentence2\tscore", 12)}
@@ -37,7 +37,7 @@ OPTIONS: dict[str, Any] = {
 KILLED = """
 import os, sys
 from hf_projclust.cli import app
-from hf_projclust.evaluation.protocol_folder import ProtocolFolder
+from hf_projclust.evaluation.protocol.folder import ProtocolFolder
 write_cell, left = ProtocolFolder.write_cell, [int(sys.argv.pop(1))]
 def write_and_die(self, *args):
     write_cell(self, *args)

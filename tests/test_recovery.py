@@ -11,8 +11,14 @@ from conftest import TINY_MODELS, Tiny, equal_state_dicts, factor_names
 from transformers import BertForMaskedLM, BertModel, PreTrainedTokenizerFast, TrainingArguments
 
 from hf_projclust import compress
-from hf_projclust.distillation import Batches, DistillationTrainer, distance, reading_order, relative_squared_error
 from hf_projclust.recovery import hold_out, recover
+from hf_projclust.recovery.distillation import (
+    Batches,
+    DistillationTrainer,
+    distance,
+    reading_order,
+    relative_squared_error,
+)
 
 BERT = TINY_MODELS["bert"]
 QUICK: dict[str, Any] = {"max_steps": 2, "batch_size": 4}
@@ -193,14 +199,15 @@ def test_an_interrupted_run_goes_on_and_ends_bit_equal(
         return distance(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr("hf_projclust.distillation.distance", interrupted)
+        patched.setattr("hf_projclust.recovery.distillation.distance", interrupted)
         with pytest.raises(KeyboardInterrupt):
             recover(*arguments, **options, checkpoint=tmp_path / "run")
     (tmp_path / "run/checkpoint-9").mkdir()  # one that was being written
     steps = []
     with monkeypatch.context() as patched:
         patched.setattr(
-            "hf_projclust.distillation.distance", lambda *args, **kwargs: steps.append(1) or distance(*args, **kwargs)
+            "hf_projclust.recovery.distillation.distance",
+            lambda *args, **kwargs: steps.append(1) or distance(*args, **kwargs),
         )
         resumed = recover(*arguments, **options, checkpoint=tmp_path / "run")
     assert len(steps) == 10 - 8

@@ -17,13 +17,13 @@ from tiny_tokenizers import SPECIAL, wrap
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hf_projclust import cli, compress
-from hf_projclust.evaluation import rival_benchmark
 from hf_projclust.evaluation.fidelity import embed_sentences, mean_cosine
-from hf_projclust.evaluation.rival_benchmark import compare_rivals
-from hf_projclust.evaluation.rival_plots import plot_rivals
-from hf_projclust.evaluation.rival_points import DENSE, OURS, OURS_FLOAT, RivalAbsence, RivalPoint, front
-from hf_projclust.evaluation.rival_rounding import round_to_nearest
-from hf_projclust.evaluation.rivals import PRODUCT, RIVALS, ROUNDING
+from hf_projclust.evaluation.rivals import benchmark as rival_benchmark
+from hf_projclust.evaluation.rivals.benchmark import compare_rivals
+from hf_projclust.evaluation.rivals.contenders import PRODUCT, RIVALS, ROUNDING
+from hf_projclust.evaluation.rivals.plots import plot_rivals
+from hf_projclust.evaluation.rivals.points import DENSE, OURS, OURS_FLOAT, RivalAbsence, RivalPoint, front
+from hf_projclust.evaluation.rivals.rounding import round_to_nearest
 from hf_projclust.evaluation.whole_files import whole_file
 from hf_projclust.modeling_projclust import ProjClustModelMixin
 from hf_projclust.sizes import measure

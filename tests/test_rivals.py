@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 from few_bits import falling_table
+from hf_projclust.evaluation.rivals.contenders.frequency_blocks import reduce_blocks
+from hf_projclust.evaluation.rivals.contenders.product_quantization import product_quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_projclust.evaluation.rival_frequency_blocks import reduce_blocks
-from hf_projclust.evaluation.rival_product_quantization import product_quantize
-from hf_projclust.evaluation.rival_rounding import round_to_nearest
-from hf_projclust.evaluation.rival_tables import RivalTable
-from hf_projclust.evaluation.rival_trimming import kept_within, trim
-from hf_projclust.evaluation.rivals import RIVALS, RivalTask, contenders
+from hf_projclust.evaluation.rivals.contenders import RIVALS, RivalTask, contenders
+from hf_projclust.evaluation.rivals.rounding import round_to_nearest
+from hf_projclust.evaluation.rivals.tables import RivalTable
+from hf_projclust.evaluation.rivals.trimming import kept_within, trim
 
 N, D = 600, 24
 

@@ -9,14 +9,14 @@ import torch
 from conftest import TINY_MODELS
 
 from hf_projclust import compress
-from hf_projclust.evaluation import solver_benchmark
 from hf_projclust.evaluation.machine import describe_machine
 from hf_projclust.evaluation.plots import plot_benchmark
-from hf_projclust.evaluation.reference import reference_messi
-from hf_projclust.evaluation.solver_benchmark import benchmark_solvers
-from hf_projclust.evaluation.solver_runs import SOLVERS, BenchmarkRow
-from hf_projclust.evaluation.synthetic import synthetic_table
-from hf_projclust.evaluation.watch import Watch
+from hf_projclust.evaluation.solvers import benchmark as solver_benchmark
+from hf_projclust.evaluation.solvers.benchmark import benchmark_solvers
+from hf_projclust.evaluation.solvers.reference import reference_messi
+from hf_projclust.evaluation.solvers.runs import SOLVERS, BenchmarkRow
+from hf_projclust.evaluation.solvers.synthetic import synthetic_table
+from hf_projclust.evaluation.solvers.watch import Watch
 from hf_projclust.solvers.projective import SURPLUS_ROUNDS
 
 

@@ -13,11 +13,11 @@ from .compression import RatesCommand, compress
 from .decompression import decompress
 from .demonstration import demo
 from .evaluation import evaluate
+from .glue import GlueCommand, glue
 from .information import info
-from .protocol import GlueCommand, glue
 from .publishing import push
 from .recovery import recover
-from .rival_comparison import RivalsCommand, rivals
+from .rivals import RivalsCommand, rivals
 
 __all__ = [
     "app",

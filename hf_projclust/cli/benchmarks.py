@@ -17,7 +17,7 @@ from .messages import errors_as_messages, escaped
 from .options import Device
 
 if TYPE_CHECKING:
-    from ..evaluation.layer_benchmark import Absence, LayerRow
+    from ..evaluation.layers.benchmark import Absence, LayerRow
 
 _BUSY = 0.2
 
@@ -38,7 +38,7 @@ def solvers(
         from ..demo import packaged_minilm
         from ..evaluation.machine import describe_machine
         from ..evaluation.plots import plot_benchmark
-        from ..evaluation.solver_benchmark import benchmark_solvers
+        from ..evaluation.solvers.benchmark import benchmark_solvers
         from ..sizes import megabytes
 
         packaged_minilm()
@@ -109,7 +109,7 @@ def layers(
 ) -> None:
     """Time the factored table against the dense one, torchao and bitsandbytes: about five minutes on two cores."""
     with errors_as_messages():
-        from ..evaluation.layer_benchmark import TOKENS, VOCABULARY, benchmark_layers
+        from ..evaluation.layers.benchmark import TOKENS, VOCABULARY, benchmark_layers
         from ..evaluation.machine import busy_share, describe_machine, installed_versions
 
         if output is not None:
@@ -164,7 +164,7 @@ def layers(
 
 def _layer_table(operation: str, rows: Sequence[LayerRow]) -> Table:
     """A line for the time of each size and number of tokens, and one each for what a call takes and a layer holds."""
-    from ..evaluation.layer_benchmark import EMBEDDINGS, HEAD, HEADS
+    from ..evaluation.layers.benchmark import EMBEDDINGS, HEAD, HEADS
     from ..sizes import megabytes
 
     chosen = [row for row in rows if row.operation == operation]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..table_projclust import FactoredTable
 from .machine import describe_machine
-from .solver_runs import SOLVERS, BenchmarkRow
+from .solvers.runs import SOLVERS, BenchmarkRow
 
 
 def plot_clusters(table: Tensor, models: Mapping[str, Any], path: Path) -> None:

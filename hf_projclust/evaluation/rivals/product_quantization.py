@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .extras import needed
-from .rival_tables import RivalTable, check_table, check_whole
+from ..extras import needed
+from .tables import RivalTable, check_table, check_whole
 
 WORDS = 256
 _LEAST_WIDTH = 8  # of a word as faiss sees it: its k-means takes ten times as long for four coordinates or fewer

@@ -14,11 +14,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from ..resources import Resources
-from ..token_counts import check_sources
-from .classifiers import MAX_LENGTH
-from .glue import GLUE_TASKS, check_task
-from .protocol_methods import METHODS, check_method
+from ...resources import Resources
+from ...token_counts import check_sources
+from ..classifiers import MAX_LENGTH
+from ..glue import GLUE_TASKS, check_task
+from .methods import METHODS, check_method
 
 Stage = Literal["before", "after"]
 DENSE = "dense"

@@ -1,6 +1,6 @@
 """The factored vocabulary table against the dense one and what other libraries offer: time and memory of a layer.
 
-Who takes part is in ``layer_contenders``. Times are compared within a round, in which the dense layer is timed and then
+Who takes part is in ``contenders``. Times are compared within a round, in which the dense layer is timed and then
 every contender, so that a machine whose speed changes harms no ratio. Nothing here says what a contender's error costs
 a model; one whose outputs are further from those of the dense table than its format explains takes no part.
 """
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..resources import Resources
-from .layer_contenders import EMBEDDINGS, HEADS, Contender
-from .layer_memory import peak_bytes, resident_bytes
-from .layer_rounds import Call, time_in_rounds
-from .layer_tables import LEAST_FACTORS, DrawnTable, draw_table, layout_of
+from ...resources import Resources
+from .contenders import EMBEDDINGS, HEADS, Contender
+from .memory import peak_bytes, resident_bytes
+from .rounds import Call, time_in_rounds
+from .tables import LEAST_FACTORS, DrawnTable, draw_table, layout_of
 
 TOKENS = (1, 16, 128, 1024, 8192)
 VOCABULARY = (30_522, 128_000)

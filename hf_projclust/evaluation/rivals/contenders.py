@@ -1,6 +1,6 @@
 """What a user might take in place of projective clustering: every rival, and its settings for budgets of bytes.
 
-Each method stands in a file of its own, ``rival_*.py``; none of them knows a model. Nothing is computed until a
+Each method stands in a file of its own; none of them knows a model. Nothing is computed until a
 contender is built.
 """
 
@@ -12,11 +12,11 @@ from functools import partial
 
 from torch import Tensor
 
-from .rival_frequency_blocks import reduce_blocks
-from .rival_product_quantization import product_quantize, product_quantized_bytes
-from .rival_rounding import round_to_nearest
-from .rival_tables import RivalTable
-from .rival_trimming import kept_within, trim
+from .frequency_blocks import reduce_blocks
+from .product_quantization import product_quantize, product_quantized_bytes
+from .rounding import round_to_nearest
+from .tables import RivalTable
+from .trimming import kept_within, trim
 
 ROUNDING = "rounding to nearest"
 PRODUCT = "product quantisation"

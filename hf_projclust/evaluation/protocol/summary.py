@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from .protocol_plan import DENSE, Cell, Stage
+from .plan import DENSE, Cell, Stage
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..embedding_projclust import factor_in_place
-from ..layout_projclust import Band, FactorLayout
-from ..options import COEFFICIENT_BITS
-from ..quantizing import quantize
-from ..solvers import ProjectiveClustering, Rows
-from ..solvers.ranks import number_budget
+from ...embedding_projclust import factor_in_place
+from ...layout_projclust import Band, FactorLayout
+from ...options import COEFFICIENT_BITS
+from ...quantizing import quantize
+from ...solvers import ProjectiveClustering, Rows
+from ...solvers.ranks import number_budget
 
 LEAST_FACTORS = 0.8  # the share that the smallest factors save: the table is drawn from these
 # Tokens and ranks of the clusters of all-MiniLM-L6-v2's table at 60 %, as the preset adaptive finds them.

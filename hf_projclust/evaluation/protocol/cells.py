@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from ..vocabulary_projclust import factored_tables
-from .classifiers import score_classifier
-from .glue import Examples, load_glue
-from .protocol_models import ClassifierStore, fine_tune_more
-from .protocol_plan import DENSE, Cell, Protocol
+from ...vocabulary_projclust import factored_tables
+from ..classifiers import score_classifier
+from ..glue import Examples, load_glue
+from .models import ClassifierStore, fine_tune_more
+from .plan import DENSE, Cell, Protocol
 
 _SEED_OF_CHOICE = 0
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from .modeling_projclust import ProjClustModelMixin
-from .packed_projclust import PackedTable
-from .solvers.rows import process_index
-from .table_projclust import FACTOR_NAMES
-from .vocabulary_projclust import factored_tables
+from ..modeling_projclust import ProjClustModelMixin
+from ..packed_projclust import PackedTable
+from ..solvers.rows import process_index
+from ..table_projclust import FACTOR_NAMES
+from ..vocabulary_projclust import factored_tables
 
 logger = logging.get_logger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rival_rounding import round_to_nearest, rounded_bytes
-from .rival_tables import RivalTable, check_per_row, check_table, check_whole
+from .rounding import round_to_nearest, rounded_bytes
+from .tables import RivalTable, check_per_row, check_table, check_whole
 
 _GROUP = 64  # numbers that share a step where kept rows are rounded
 _MAP_BYTES = 4  # a token: which row it takes

@@ -12,15 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..compression import compress
-from ..factoring import cluster_table
-from ..losses import share
-from ..options import FactoringOptions, Preset
-from ..packing import pack
-from ..resources import Resources
-from ..searching import clusters_to_try
-from ..solvers.ranks import uniform_rank
-from ..token_counts import count_tokens
+from ...compression import compress
+from ...factoring import cluster_table
+from ...losses import share
+from ...options import FactoringOptions, Preset
+from ...packing import pack
+from ...resources import Resources
+from ...searching import clusters_to_try
+from ...solvers.ranks import uniform_rank
+from ...token_counts import count_tokens
 from .reference import reference_messi
 from .watch import Watch
 

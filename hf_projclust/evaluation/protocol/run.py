@@ -1,7 +1,7 @@
 """The protocol of MESSI (arXiv 2010.04290) as one run that can be stopped and repeated.
 
 A dense classifier is fine-tuned on a task, its vocabulary table compressed, and the result scored before and after two
-more epochs, as is the dense classifier. A crash or a stop loses one cell. Files and figures are in ``protocol_*``.
+more epochs, as is the dense classifier. A crash or a stop loses one cell. Nothing is computed in this file.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..inputs import own_model
-from ..loading import load_tokenizer
-from ..modeling_projclust import ProjClustModelMixin
-from .extras import needed
-from .protocol_cells import load_examples, make_cell
-from .protocol_folder import ProtocolFolder
-from .protocol_methods import check_fit
-from .protocol_models import ClassifierStore, weights_sha256
-from .protocol_plan import DENSE, Cell, Protocol
-from .protocol_summary import SummaryRow, summarise
-from .protocol_tables import plot_drops, write_tables
+from ...inputs import own_model
+from ...loading import load_tokenizer
+from ...modeling_projclust import ProjClustModelMixin
+from ..extras import needed
+from .cells import load_examples, make_cell
+from .folder import ProtocolFolder
+from .methods import check_fit
+from .models import ClassifierStore, weights_sha256
+from .plan import DENSE, Cell, Protocol
+from .summary import SummaryRow, summarise
+from .tables import plot_drops, write_tables
 
 
 def run_protocol(

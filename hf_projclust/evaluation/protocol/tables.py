@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .protocol_methods import METHODS
-from .protocol_plan import DENSE, Cell
-from .protocol_summary import Spread, SummaryRow, missing_cells, summarise
-from .whole_files import whole_file
+from ..whole_files import whole_file
+from .methods import METHODS
+from .plan import DENSE, Cell
+from .summary import Spread, SummaryRow, missing_cells, summarise
 
 STAGES = {"before": "Without fine-tuning after compression", "after": "After the extra epochs of fine-tuning"}
 

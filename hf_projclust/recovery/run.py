@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from .inputs import own_model
-from .loading import load_model
-from .recovery_checks import check_model, check_options, check_teacher, check_texts, digest_of, last_state
-from .resources import Resources
-from .table_projclust import FACTOR_NAMES
-from .token_counts import check_tokenizer
-from .vocabulary_projclust import factored_tables
+from ..inputs import own_model
+from ..loading import load_model
+from ..resources import Resources
+from ..table_projclust import FACTOR_NAMES
+from ..token_counts import check_tokenizer
+from ..vocabulary_projclust import factored_tables
+from .checks import check_model, check_options, check_teacher, check_texts, digest_of, last_state
 
 _SAVES = 5  # checkpoints of a run
 

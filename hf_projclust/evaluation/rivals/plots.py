@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..sizes import megabytes
-from .machine import describe_machine
-from .rival_points import DENSE, OURS, OURS_FLOAT, RivalPoint
-from .rivals import RIVALS
-from .whole_files import whole_file
+from ...sizes import megabytes
+from ..machine import describe_machine
+from ..whole_files import whole_file
+from .contenders import RIVALS
+from .points import DENSE, OURS, OURS_FLOAT, RivalPoint
 
 _LEAST_LOSS = 1e-6  # below it cosines in float32 are noise
 _MARKERS = "osv^D<>pX*"

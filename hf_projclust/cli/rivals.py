@@ -18,7 +18,7 @@ from .messages import errors_as_messages, escaped
 from .options import Seed
 
 if TYPE_CHECKING:
-    from ..evaluation.rival_points import RivalPoint
+    from ..evaluation.rivals.points import RivalPoint
 
 
 class RivalsCommand(RatesCommand):
@@ -62,9 +62,9 @@ def rivals(
         from ..evaluation.extras import needed
         from ..evaluation.fidelity import embed_sentences
         from ..evaluation.machine import describe_machine, installed_versions
-        from ..evaluation.rival_benchmark import RATIOS, compare_rivals
-        from ..evaluation.rival_plots import check_image, plot_rivals
-        from ..evaluation.rival_points import front
+        from ..evaluation.rivals.benchmark import RATIOS, compare_rivals
+        from ..evaluation.rivals.plots import check_image, plot_rivals
+        from ..evaluation.rivals.points import front
         from ..evaluation.similarity import spearman
         from ..evaluation.texts import read_scored_pairs, read_texts
         from ..loading import load_tokenizer

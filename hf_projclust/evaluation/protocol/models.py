@@ -21,16 +21,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from ..compression import compress
-from ..configuration_projclust import ProjClustConfig
-from ..folders import new_folder
-from ..modeling_projclust import projclust_model_class
-from ..token_counts import count_tokens, describe_sources
-from .classifiers import fine_tune, make_classifier
-from .glue import Examples
-from .protocol_methods import compress_options
-from .protocol_plan import Cell, Protocol
-from .whole_files import whole_file
+from ...compression import compress
+from ...configuration_projclust import ProjClustConfig
+from ...folders import new_folder
+from ...modeling_projclust import projclust_model_class
+from ...token_counts import count_tokens, describe_sources
+from ..classifiers import fine_tune, make_classifier
+from ..glue import Examples
+from ..whole_files import whole_file
+from .methods import compress_options
+from .plan import Cell, Protocol
 
 
 def fine_tune_more(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layer_tables import DrawnTable
+from .tables import DrawnTable
 
 _INT8_ERROR, _INT4_ERROR = 0.02, 0.15
 _INT4: Any = vars(torch)["int4"]

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from .vocabulary_projclust import factored_tables
+from ..vocabulary_projclust import factored_tables
 
 _TOKEN_ID = "input_ids"
 _GROUPED_BATCHES = 50  # whose texts are ordered by length together

@@ -13,10 +13,10 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..token_counts import describe_sources
-from .machine import describe_machine, installed_versions
-from .protocol_plan import Cell, Protocol
-from .whole_files import whole_file
+from ...token_counts import describe_sources
+from ..machine import describe_machine, installed_versions
+from ..whole_files import whole_file
+from .plan import Cell, Protocol
 
 logger = logging.get_logger(__name__)
 

@@ -1,7 +1,7 @@
 """The solvers against the published procedure: time, memory and error on a real table and on synthetic ones.
 
 Each solver gets the default options of ``hf_projclust.compress``, with all tokens alike and absolute errors, so that
-errors compare. What is measured of one table is in ``solver_runs``. Nothing here says what an error costs a model.
+errors compare. What is measured of one table is in ``runs``. Nothing here says what an error costs a model.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 from transformers.utils import logging
 
-from ..demo import packaged_minilm
-from ..loading import load_model
-from ..resources import Resources
-from .solver_runs import SOLVERS, BenchmarkRow, Case, run_case
+from ...demo import packaged_minilm
+from ...loading import load_model
+from ...resources import Resources
+from .runs import SOLVERS, BenchmarkRow, Case, run_case
 from .synthetic import synthetic_table
 
 SIZES = ((4_000, 64, 4), (8_000, 128, 5), (16_000, 256, 6))

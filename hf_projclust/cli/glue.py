@@ -15,7 +15,7 @@ from .messages import errors_as_messages, escaped
 from .options import Device
 
 if TYPE_CHECKING:
-    from ..evaluation.protocol_summary import SummaryRow
+    from ..evaluation.protocol.summary import SummaryRow
 
 
 class GlueCommand(RatesCommand):
@@ -98,9 +98,9 @@ def glue(
 ) -> None:
     """Fine-tune BASE on GLUE's tasks, compress, score, fine-tune more, score again; a repeated command goes on."""
     with errors_as_messages():
-        from ..evaluation.protocol import run_protocol
-        from ..evaluation.protocol_plan import Protocol, default_tasks
-        from ..evaluation.protocol_tables import STAGES, notes
+        from ..evaluation.protocol.plan import Protocol, default_tasks
+        from ..evaluation.protocol.run import run_protocol
+        from ..evaluation.protocol.tables import STAGES, notes
 
         given = {"methods": methods, "rates": rates, "seeds": seeds, "token_counts": token_counts}
         protocol = Protocol(
@@ -135,7 +135,7 @@ def glue(
 
 
 def _table(title: str, rows: Sequence[SummaryRow]) -> Table:
-    from ..evaluation.protocol_tables import cells_of
+    from ..evaluation.protocol.tables import cells_of
 
     table = Table(title=title)
     for heading in cells_of(rows[0]):

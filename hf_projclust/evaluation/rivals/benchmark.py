@@ -1,6 +1,6 @@
 """Projective clustering and its rivals at equal bytes: one table, one run, one model that each table is put into.
 
-Measured is what the model loses without training. How the figures compare is in ``rival_points``.
+Measured is what the model loses without training. How the figures compare is in ``points``.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..compression import compress
-from ..factoring import row_weights
-from ..inputs import own_model, tables_to_factor
-from ..loading import load_tokenizer
-from ..losses import share
-from ..options import TokenCounts
-from ..token_counts import check_sources, count_tokens
-from .extras import needed
-from .fidelity import bundled_sentences, embed_sentences, mean_cosine
-from .rival_points import DENSE, OURS, OURS_FLOAT, RivalAbsence, RivalPoint
-from .rival_tables import check_whole
-from .rivals import RivalTask, contenders
+from ...compression import compress
+from ...factoring import row_weights
+from ...inputs import own_model, tables_to_factor
+from ...loading import load_tokenizer
+from ...losses import share
+from ...options import TokenCounts
+from ...token_counts import check_sources, count_tokens
+from ..extras import needed
+from ..fidelity import bundled_sentences, embed_sentences, mean_cosine
+from .contenders import RivalTask, contenders
+from .points import DENSE, OURS, OURS_FLOAT, RivalAbsence, RivalPoint
+from .tables import check_whole
 
 RATIOS = (2, 4, 8, 16, 20)
 _ROW_BYTES = 4  # where the row of a token stands, of float factors

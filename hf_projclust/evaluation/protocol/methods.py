@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..compression import compress
-from ..options import FactoringOptions
-from ..searching import search_of
+from ...compression import compress
+from ...options import FactoringOptions
+from ...searching import search_of
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What a user might take in place of projective clustering, in as many bytes."""

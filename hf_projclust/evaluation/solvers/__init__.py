@@ -1,0 +1,1 @@
+"""How fast the solvers are, and what error they reach, beside a plain reference."""
