@@ -46,7 +46,9 @@ def test_python_blocks_run_one_after_another(base: Path, tmp_path: Path) -> None
 def test_commands_run(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("hf-projclust ")]
-    assert [shlex.split(command)[1] for command in commands] == ["compress", "info", "decompress", "compress", "push"]
+    names = ["compress", "info", "decompress", "compress", "evaluate", "recover", "push"]
+    assert [shlex.split(command)[1] for command in commands] == names
+    (tmp_path / "corpus.txt").write_text("good film\nbad film\n")
     for command in commands:
         command = command.replace("--ratio 16", "--ratio 3")  # a tiny table has no room for more
         result = CliRunner().invoke(cli.app, shlex.split(command)[1:])

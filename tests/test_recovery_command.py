@@ -14,8 +14,8 @@ from conftest import equal_state_dicts, run_cli, write_lines
 from huggingface_hub import ModelCard
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hf_projclust import cli, distillation
-from hf_projclust.recovery import recover
+from hf_projclust import cli
+from hf_projclust.recovery import distillation, recover
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from few_bits import falling_table
-from hf_projclust.evaluation.rivals.contenders.frequency_blocks import reduce_blocks
-from hf_projclust.evaluation.rivals.contenders.product_quantization import product_quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_projclust.evaluation.rivals.contenders import RIVALS, RivalTask, contenders
+from hf_projclust.evaluation.rivals.frequency_blocks import reduce_blocks
+from hf_projclust.evaluation.rivals.product_quantization import product_quantize
 from hf_projclust.evaluation.rivals.rounding import round_to_nearest
 from hf_projclust.evaluation.rivals.tables import RivalTable
 from hf_projclust.evaluation.rivals.trimming import kept_within, trim
