@@ -57,6 +57,17 @@ OURS = [
 ]
 
 
+def test_what_was_evaluated_since_is_not_said_to_be_unmeasured(folder: Path) -> None:
+    fields = json.loads((folder / "config.json").read_text())
+    del fields["projclust"]["fidelity"]  # as of a model that was compressed in Python
+    (folder / "config.json").write_text(json.dumps(fields))
+    write_card(folder)
+    assert "was not measured" in (folder / "README.md").read_text()
+    note_evaluation(folder, FIGURES, "2026-01-31")
+    write_card(folder)
+    assert "was not measured" not in (folder / "README.md").read_text()
+
+
 def test_a_card_has_the_figures_as_lines_and_as_results(evaluated: Path) -> None:
     text = (evaluated / "README.md").read_text()
     assert LINES in text

@@ -260,7 +260,7 @@ def test_the_command_writes_plot_and_figures(dense_folder: Path, tmp_path: Path)
     assert record["options"] == {
         "model": "dense",
         "texts": "texts.txt, 2 lines",
-        "score": "Spearman correlation, %, sts.tsv, 3 pairs",
+        "score": "Spearman correlation of mean-pooled embeddings, %, sts.tsv, 3 pairs",
         "token_counts": ["texts.txt"],
         "ratios": [3, 6],
         "seed": 0,
@@ -270,7 +270,14 @@ def test_the_command_writes_plot_and_figures(dense_folder: Path, tmp_path: Path)
     assert {"torch", "transformers", "faiss"} <= record["versions"].keys()
     assert "CPUs" in record["machine"]
     assert [point["setting"] for point in record["points"] if point["method"] == OURS] == ["ratio 3", "ratio 6"]
-    assert len(record["front"]) == 4
+    assert [(name, len(found)) for name, found in record["front"].items()] == [("mean_cosine", 4), ("score", 4)]
+    for name, found in record["front"].items():
+        for standing in found:
+            best = standing["best_rival"]
+            told = f"better than {standing['point']['method']}, {standing['point']['setting']}: "
+            by = f"By {'cosine' if name == 'mean_cosine' else name} the best rival of no more bytes is {told}"
+            assert (by in shown) == standing["is_beaten"]
+            assert not standing["is_beaten"] or f"{by}{best['method']}, {best['setting']} ({best[name]:.5g})" in shown
     for point in record["points"]:
         figures_shown = rf"{point['table_bytes']:,}.*{point['mean_cosine']:.5f}.*{point['score']:.2f}"
         assert re.search(rf"{re.escape(point['setting'])}.*{figures_shown}", shown)

@@ -18,7 +18,10 @@ from .messages import errors_as_messages, escaped
 from .options import Seed
 
 if TYPE_CHECKING:
-    from ..evaluation.rivals.points import RivalPoint
+    from ..evaluation.rivals.points import Figure, RivalPoint
+
+_SCORE = "Spearman correlation of mean-pooled embeddings, %"
+_FIGURES = {"mean_cosine": "cosine", "score": "score"}
 
 
 class RivalsCommand(RatesCommand):
@@ -89,10 +92,11 @@ def rivals(
         if pairs is not None:
             score = lambda scored: spearman(partial(embed_sentences, scored, tokenizer), pairs)  # noqa: E731
         points, absences = compare_rivals(model, texts=read.lines, score=score, tokenizer=tokenizer, **options)
-        standings = front(points)
+        figures: tuple[Figure, ...] = ("mean_cosine",) if score is None else ("mean_cosine", "score")
+        standings = {figure: front(points, figure) for figure in figures}
         counts = ", ".join(describe_sources(options["token_counts"]))
         title = f"{Path(model).name}, token counts {counts}, seed {seed}"
-        plot_rivals(points, output, title=title)
+        plot_rivals(points, output, title=title, score_name=_SCORE)
         console = Console()
         table = _table(points, title)
         if not console.is_terminal:  # a file or a pipe has no width that lines would have to fit
@@ -100,13 +104,14 @@ def rivals(
             console.width = max(console.width, console.measure(table, options=unlimited).maximum)
         console.print(table)
         lines = [f"No {absence.method}, {absence.setting}: {absence.reason}" for absence in absences]
-        for standing in standings:
-            best, point = standing.best_rival, standing.point
-            if best is not None and standing.is_beaten:
-                lines.append(
-                    f"Better than {point.method}, {point.setting}, in no more bytes: {best.method}, {best.setting} "
-                    f"({best.mean_cosine:.5f})."
-                )
+        for figure, found in standings.items():
+            for standing in found:
+                best, point = standing.best_rival, standing.point
+                if best is not None and standing.is_beaten:
+                    lines.append(
+                        f"By {_FIGURES[figure]} the best rival of no more bytes is better than {point.method}, "
+                        f"{point.setting}: {best.method}, {best.setting} ({getattr(best, figure):.5g})."
+                    )
         for line in [f"{describe_machine()}.", *lines]:
             console.print(escaped(line), soft_wrap=True, highlight=False)
         if json_file is not None:
@@ -116,13 +121,13 @@ def rivals(
                 "options": {
                     "model": Path(model).name if Path(model).is_dir() else model,
                     "texts": read.name,
-                    "score": None if pairs is None else f"Spearman correlation, %, {pairs.name}",
+                    "score": None if pairs is None else f"{_SCORE}, {pairs.name}",
                     **options,
                     "token_counts": describe_sources(options["token_counts"]),
                 },
                 "points": [dataclasses.asdict(point) for point in points],
                 "absences": [dataclasses.asdict(absence) for absence in absences],
-                "front": [dataclasses.asdict(standing) for standing in standings],
+                "front": {name: [dataclasses.asdict(one) for one in each] for name, each in standings.items()},
             }
             write_json(json_file, record)
             console.print(f"All measurements are in {json_file}", soft_wrap=True)
@@ -134,7 +139,7 @@ def _table(points: Sequence[RivalPoint], title: str) -> Table:
     table = Table(
         title=escaped(title),
         caption="error: relative squared error of the table; in use: with rows weighted by the use of their tokens; "
-        "cosine: mean cosine of sentence embeddings to those of the dense model; score: Spearman correlation, %",
+        f"cosine: mean cosine of sentence embeddings to those of the dense model; score: {_SCORE}",
     )
     scored = ("score",) if all(point.score is not None for point in points) else ()
     for heading in ("method", "setting", "bytes", "times smaller", "error", "in use", "cosine", *scored):
