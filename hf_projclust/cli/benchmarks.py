@@ -15,6 +15,7 @@ from .compression import RatesCommand
 from .files import check_file, write_json
 from .messages import errors_as_messages, escaped
 from .options import Device
+from .tables import console_for
 
 if TYPE_CHECKING:
     from ..evaluation.layers.benchmark import Absence, LayerRow
@@ -126,12 +127,8 @@ def layers(
         busy = busy_share()
         rows, absences = benchmark_layers(**options)
         machine = describe_machine(device)
-        console = Console()
         tables = [_layer_table(operation, rows) for operation in dict.fromkeys(row.operation for row in rows)]
-        if not console.is_terminal:  # a file or a pipe has no width that lines would have to fit
-            unlimited = console.options.update(max_width=10_000)
-            widths = (console.measure(table, options=unlimited).maximum for table in tables)
-            console.width = max(console.width, *widths)
+        console = console_for(*tables)
         for table in tables:
             console.print(table)
         console.print(

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from .compression import RatesCommand
 from .messages import errors_as_messages, escaped
 from .options import Device
+from .tables import console_for
 
 if TYPE_CHECKING:
     from ..evaluation.protocol.summary import SummaryRow
@@ -118,15 +118,12 @@ def glue(
             **{name: value for name, value in given.items() if value},  # type: ignore[arg-type]
         )
         rows, plan = run_protocol(protocol, output, keep_models=keep_models)
-        console = Console()
         tables = [
             _table(title, chosen)
             for stage, title in STAGES.items()
             if (chosen := [row for row in rows if row.stage == stage])
         ]
-        if not console.is_terminal:  # a file or a pipe has no width that lines would have to fit
-            unlimited = console.options.update(max_width=10_000)
-            console.width = max(console.width, *(console.measure(table, options=unlimited).maximum for table in tables))
+        console = console_for(*tables)
         for table in tables:
             console.print(table)
         for line in notes(plan, []):

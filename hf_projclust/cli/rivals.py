@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from .compression import RatesCommand
 from .files import check_file, write_json
 from .messages import errors_as_messages, escaped
 from .options import Seed
+from .tables import console_for
 
 if TYPE_CHECKING:
     from ..evaluation.rivals.points import Figure, RivalPoint
@@ -97,11 +97,8 @@ def rivals(
         counts = ", ".join(describe_sources(options["token_counts"]))
         title = f"{Path(model).name}, token counts {counts}, seed {seed}"
         plot_rivals(points, output, title=title, score_name=_SCORE)
-        console = Console()
         table = _table(points, title)
-        if not console.is_terminal:  # a file or a pipe has no width that lines would have to fit
-            unlimited = console.options.update(max_width=10_000)
-            console.width = max(console.width, console.measure(table, options=unlimited).maximum)
+        console = console_for(table)
         console.print(table)
         lines = [f"No {absence.method}, {absence.setting}: {absence.reason}" for absence in absences]
         for figure, found in standings.items():
