@@ -127,3 +127,23 @@ def test_a_decoder_that_no_token_begins_is_refused(texts: list[torch.Tensor], to
     model.config.decoder_start_token_id = None
     with pytest.raises(ValueError, match="names neither decoder_start_token_id nor bos_token_id"):
         compare_predictions(model, model, texts, tokenizer=tokenizer, batch_size=1, seed=0)
+
+
+@pytest.mark.parametrize("which", ["dense", "compressed"])
+def test_numbers_that_are_not_finite_are_refused_and_say_whose_they_are(
+    which: str, texts: list[torch.Tensor], tokenizer: Any
+) -> None:
+    models = {"dense": TINY_MODELS["gpt2"].build(), "compressed": TINY_MODELS["gpt2"].compressed()}
+    with torch.no_grad():
+        models[which].transformer.ln_f.bias[0] = float("nan")
+    expected = f"of the {which} model are NaN or infinite; expected finite numbers"
+    with pytest.raises(ValueError, match=f"hidden states {expected}"):
+        compare_states(*models.values(), texts, batch_size=2)
+    with pytest.raises(ValueError, match=f"logits {expected}"):
+        compare_predictions(*models.values(), texts, tokenizer=tokenizer, batch_size=2, seed=0)
+
+
+def test_states_that_are_all_zero_have_no_error(texts: list[torch.Tensor]) -> None:
+    model = TINY_MODELS["bert"].build()
+    torch.nn.init.zeros_(model.bert.encoder.layer[0].output.LayerNorm.weight)
+    assert compare_states(model, model, texts, batch_size=2) == {"mean_cosine": 0, "hidden_error": 0}

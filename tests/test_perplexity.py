@@ -84,3 +84,23 @@ def test_a_text_of_one_token_is_refused(tokenizer: Any) -> None:
     tokenizer.backend_tokenizer.post_processor = None
     with pytest.raises(ValueError, match="a text of 1 tokens"):
         causal_perplexity(TINY_MODELS["gpt2"].build(), tokenizer, ["good"])
+
+
+@pytest.mark.parametrize("make", ["build", "compressed"])
+def test_logits_that_are_not_finite_are_refused(make: str, tokenizer: Any) -> None:
+    causal, masked = (getattr(TINY_MODELS[name], make)() for name in ("gpt2", "bert"))
+    with torch.no_grad():
+        causal.transformer.ln_f.bias[0] = masked.cls.predictions.bias[0] = float("nan")
+    message = f"logits of the {'dense' if make == 'build' else 'compressed'} model are NaN or infinite"
+    with pytest.raises(ValueError, match=message):
+        causal_perplexity(causal, tokenizer, LINES)
+    with pytest.raises(ValueError, match=message):
+        masked_perplexity(masked, [torch.arange(5, 30)], tokenizer=tokenizer, batch_size=1, seed=0)
+
+
+def test_a_perplexity_that_no_float_holds_is_refused(tokenizer: Any) -> None:
+    model = TINY_MODELS["gpt2"].build()
+    with torch.no_grad():
+        model.transformer.ln_f.weight.mul_(1e4)
+    with pytest.raises(ValueError, match="nats a token, whose exponential no float holds"):
+        causal_perplexity(model, tokenizer, LINES)

@@ -172,3 +172,28 @@ def test_the_difference_that_is_shown_is_that_of_the_shown_numbers(name: str) ->
     cells = Figure(name, "x", "x", None, 50 + 0.49 * 10**-digits, 50 + 0.51 * 10**-digits).cells()
     assert cells["difference"] == f"+{10**-digits:.{digits}f}"
     assert float(cells["compressed"]) - float(cells["dense"]) == pytest.approx(float(cells["difference"]))
+
+
+def test_figures_with_other_fields_are_passed_over(folder: Path) -> None:
+    note_evaluation(folder, FIGURES, "2026-01-31")
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    content["projclust"]["evaluation"]["figures"][0]["deviation"] = 0.1
+    del content["projclust"]["evaluation"]["figures"][1]["config"]
+    path.write_text(json.dumps(content))
+    assert noted_evaluation(folder, read_config(folder)) == (FIGURES[2:], "2026-01-31")
+
+
+def test_what_cannot_be_noted_leaves_the_folder_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        note_evaluation(folder, (dataclasses.replace(FIGURES[0], compressed=float("nan")),), "2026-01-31")
+
+    def no_room(*_: Any) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr("os.replace", no_room)
+    monkeypatch.setattr(Path, "replace", no_room)
+    with pytest.raises(OSError, match="no room"):
+        note_evaluation(folder, FIGURES, "2026-01-31")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

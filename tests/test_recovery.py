@@ -284,6 +284,28 @@ def test_what_cannot_be_recovered_is_refused_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("which", ["teacher", "compressed model"])
+def test_a_loss_that_is_not_finite_ends_the_run(which: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    teacher, model = BERT.build(), BERT.compressed()
+    with torch.no_grad():
+        (teacher if which == "teacher" else model).cls.predictions.bias[0] = float("nan")
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=f"the distance is nan at step 1; expected a finite one: the {which}"):
+        recover(model, teacher, tokenizer, random_texts(8), **QUICK)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items() if "bias" not in name)
+
+
+def test_factors_that_the_last_step_made_infinite_are_refused(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_infinite_gradient(outputs: Any, *_: Any, **__: Any) -> torch.Tensor:
+        return outputs.logits.sum().mul(0).clamp(min=0).sqrt()  # whose value is 0
+
+    monkeypatch.setattr("hf_projclust.recovery.distillation.distance", with_infinite_gradient)
+    with pytest.raises(ValueError, match="training made coefficients of .* NaN or infinite; expected finite factors"):
+        recover(BERT.compressed(), BERT.build(), tokenizer, random_texts(4), max_steps=1, batch_size=4)
+
+
 def test_a_teacher_with_another_body_is_warned_of(
     tokenizer: PreTrainedTokenizerFast, upstream_log: pytest.LogCaptureFixture
 ) -> None:

@@ -94,6 +94,12 @@ def test_a_model_that_became_worse_is_warned_of(folder: Path, text: Path, monkey
     assert "the sentence embeddings became worse" in " ".join(printed.split())
 
 
+def test_a_cosine_that_is_no_number_is_warned_of(folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([0.9, 0.9, float("nan")])
+    monkeypatch.setattr("hf_projclust.evaluation.fidelity.mean_cosine", lambda *_: next(found))
+    assert "became worse" in " ".join(recover_cli(folder, text, "--max-steps", 1).split())
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

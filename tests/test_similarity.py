@@ -102,3 +102,9 @@ def test_cross_encoders_embed_no_sentences(tmp_path: Path, tokenizer: Any) -> No
     CrossEncoder(str(tmp_path / "plain"), device="cpu").save_pretrained(str(tmp_path / "cross"))
     assert (tmp_path / "cross/modules.json").is_file()
     assert not is_sentence_transformer(tmp_path / "cross")
+
+
+def test_embeddings_that_are_not_finite_are_refused() -> None:
+    pairs = ScoredPairs("", ["a", "a"], ["b", "c"], [1, 2])
+    with pytest.raises(ValueError, match="numbers in embeddings of the dense model are NaN or infinite"):
+        spearman(lambda sentences: embed(sentences) / 0, pairs, of="the dense model")

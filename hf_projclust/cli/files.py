@@ -34,6 +34,9 @@ def write_json(output: Path, record: dict[str, Any]) -> None:
     Args:
         output: The file.
         record: What to write, in JSON types.
+
+    Raises:
+        ValueError: If a number in it is NaN or infinite, which JSON has no name for.
     """
     with whole_file(output) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -90,7 +90,7 @@ def recover(
             f"{cosines[0]:.4f} before, {cosines[1]:.4f} after. The model is in {output}",
             soft_wrap=True,
         )
-        if cosines[1] < cosines[0]:
+        if not cosines[1] >= cosines[0]:  # NaN among them
             Console(stderr=True).print(
                 f"Warning: the sentence embeddings became worse. {folder} is as it was: use that, or train again on "
                 "more text of the kind that the model is for, or with a smaller --learning-rate.",

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, kl_div, log_softmax
 from transformers.utils import logging
 
-from .batches import batches_of_one_length, language_model_kind, last_states, logits_of
+from ..losses import share
+from .batches import batches_of_one_length, check_finite, language_model_kind, last_states, logits_of
 from .masking import mask_texts
 
 _MOST_NUMBERS = 2**22  # of log-probabilities at a time, 32 MiB in float64
@@ -30,16 +31,22 @@ def compare_states(dense: Any, compressed: Any, texts: Sequence[Tensor], *, batc
 
     Returns:
         "mean_cosine" of the texts' embeddings, the means of the states over tokens; and "hidden_error", the squared
-        distance of the states over the squared norm of the dense ones, both summed over all tokens.
+        distance of the states over the squared norm of the dense ones, both summed over all tokens; 0 where all dense
+        states are zero.
+
+    Raises:
+        ValueError: If a state is NaN or infinite.
     """
     cosines = distance = norm = 0.0
     for numbers in _batches(texts, batch_size, dense.config.get_text_config().hidden_size, "hidden states"):
         ids = torch.stack([texts[number] for number in numbers])  # (texts, tokens)
         expected, found = last_states(dense, ids), last_states(compressed, ids)  # (texts, tokens, width)
+        for states, of in ((expected, "the dense model"), (found, "the compressed model")):
+            check_finite(states, "hidden states", of)
         cosines += float(cosine_similarity(found.mean(dim=1), expected.mean(dim=1), dim=-1).double().sum())
         distance += float((found - expected).double().square().sum())
         norm += float(expected.double().square().sum())
-    return {"mean_cosine": cosines / len(texts), "hidden_error": distance / norm}
+    return {"mean_cosine": cosines / len(texts), "hidden_error": share(distance, norm)}
 
 
 def compare_predictions(
@@ -63,7 +70,8 @@ def compare_predictions(
         largest logit to the same, in percent.
 
     Raises:
-        ValueError: If the tokenizer of masked models has no mask token, or no token can be hidden.
+        ValueError: If the tokenizer of masked models has no mask token, or no token can be hidden; or if a logit is NaN
+            or infinite.
     """
     inputs, chosen = list(texts), [torch.ones_like(ids, dtype=torch.bool) for ids in texts]
     if language_model_kind(dense) == "masked":
@@ -75,6 +83,8 @@ def compare_predictions(
         places = torch.stack([chosen[number] for number in numbers])
         expected, found = (logits_of(model, ids) for model in (dense, compressed))
         expected, found = (logits[places.to(logits.device)] for logits in (expected, found))  # (places, vocabulary)
+        for logits, of in ((expected, "the dense model"), (found, "the compressed model")):
+            check_finite(logits, "logits", of)
         for one, other in _slices(expected, found):
             log_p, log_q = log_softmax(one.double(), dim=-1), log_softmax(other.double(), dim=-1)
             kl += float(kl_div(log_q, log_p, reduction="sum", log_target=True))

@@ -75,6 +75,25 @@ def language_model_kind(model: Any) -> LanguageModel | None:
     return "causal" if any(name in names.values() for names in causal) else None
 
 
+def check_finite(numbers: Tensor, what: str, of: str) -> None:
+    """Refuse numbers of a model that are NaN or infinite, from which no figure follows.
+
+    Args:
+        numbers: Any of them.
+        what: What they are, in the plural.
+        of: Whose they are, such as "the dense model".
+
+    Raises:
+        ValueError: If one of them is not finite.
+    """
+    if not bool(numbers.isfinite().all()):
+        count = int((~numbers.isfinite()).sum())
+        raise ValueError(
+            f"{count:,} of {numbers.numel():,} {what} of {of} are NaN or infinite; expected finite numbers. Check its "
+            "weights for NaN, or load it in another dtype."
+        )
+
+
 @torch.no_grad()
 def last_states(model: Any, ids: Tensor) -> Tensor:
     """Last hidden states of texts; of an encoder-decoder those of the encoder.

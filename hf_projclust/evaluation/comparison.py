@@ -35,6 +35,7 @@ from .texts import read_scored_pairs, read_texts
 _CLASSIFIER = "ForSequenceClassification"
 _TO_ITSELF = {"mean_cosine": 1.0, "hidden_error": 0.0, "kl": 0.0, "top1_agreement": 100.0}
 _BUNDLED = "bundled-sentences"
+_WHOSE = ("the dense model", "the compressed model")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def evaluate(
 
     Raises:
         FileNotFoundError: If a model or a file is not there.
-        ValueError: If the models are not alike but for their tables, or an option, a file or a task does not fit.
+        ValueError: If the models are not alike but for their tables, an option, a file or a task does not fit, or a
+            model gives numbers that are not finite.
         ModuleNotFoundError: If a library is missing.
     """
     for name, number, least in (("max_length", max_length, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
@@ -129,13 +131,16 @@ def evaluate(
     correlations: list[float] = []
     if pairs is not None and own_pooling:  # before the models are loaded, since sentence-transformers loads its own
         correlations = [
-            spearman(sentence_transformer(path, device=device, batch_size=batch_size), pairs) for path in paths
+            spearman(sentence_transformer(path, device=device, batch_size=batch_size), pairs, of=of)
+            for path, of in zip(paths, _WHOSE, strict=True)
         ]
     models: list[Any] = [load_model(path).to(device or "cpu") for path in paths]  # type: ignore[arg-type]
     if pairs is not None and not own_pooling:
         correlations = [
-            spearman(partial(embed_sentences, model, tokenizer, max_length=max_length, batch_size=batch_size), pairs)
-            for model in models
+            spearman(
+                partial(embed_sentences, model, tokenizer, max_length=max_length, batch_size=batch_size), pairs, of=of
+            )
+            for model, of in zip(models, _WHOSE, strict=True)
         ]
     ids = tokens_of(tokenizer, read.lines, models[0], max_length)
     if not ids:

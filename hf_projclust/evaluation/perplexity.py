@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers.utils import logging
 
-from .batches import MAX_LENGTH, batches_of_one_length, logits_of, longest
+from ..configuration_projclust import ProjClustConfigMixin
+from .batches import MAX_LENGTH, batches_of_one_length, check_finite, logits_of, longest
 from .masking import mask_texts
 
 _MOST_NUMBERS = 2**24  # of logits at a time that are made float32: 64 MiB
@@ -36,7 +37,8 @@ def causal_perplexity(model: Any, tokenizer: Any, lines: Sequence[str], *, max_l
         The perplexity, over all tokens but the first, which nothing stands before.
 
     Raises:
-        ValueError: If the text has fewer than two tokens, or windows would have.
+        ValueError: If the text has fewer than two tokens, or windows would have; if a logit is NaN or infinite, or the
+            perplexity is beyond what a float holds.
     """
     window = longest(tokenizer, model, max_length)
     text = tokenizer("\n".join(lines), truncation=False, verbose=False)["input_ids"]
@@ -52,12 +54,13 @@ def causal_perplexity(model: Any, tokenizer: Any, lines: Sequence[str], *, max_l
             end = min(end, len(ids))
             begin = max(0, end - window)
             logits = logits_of(model, ids[begin:end].unsqueeze(0)).squeeze(0)  # (tokens, vocabulary)
+            check_finite(logits, "logits", _whose(model))
             total += _cross_entropy(logits[scored - begin - 1 : -1], ids[scored:end])  # each gives the next token
             progress.update(end - scored)
             scored = end
             if end == len(ids):
                 break
-    return _exp(total / (len(ids) - 1))
+    return _exp(total / (len(ids) - 1), _whose(model))
 
 
 def masked_perplexity(model: Any, texts: Sequence[Tensor], *, tokenizer: Any, batch_size: int, seed: int) -> float:
@@ -74,7 +77,8 @@ def masked_perplexity(model: Any, texts: Sequence[Tensor], *, tokenizer: Any, ba
         The perplexity, over all hidden tokens.
 
     Raises:
-        ValueError: If the tokenizer has no mask token, or no token can be hidden.
+        ValueError: If the tokenizer has no mask token, or no token can be hidden; if a logit is NaN or infinite, or the
+            perplexity is beyond what a float holds.
     """
     masked = mask_texts(texts, tokenizer, seed)
     vocab_size = model.config.get_text_config().vocab_size
@@ -84,10 +88,11 @@ def masked_perplexity(model: Any, texts: Sequence[Tensor], *, tokenizer: Any, ba
             chosen = [masked[number] for number in numbers]
             ids, is_masked, targets = (torch.stack(parts) for parts in zip(*chosen, strict=True))  # (texts, tokens)
             logits = logits_of(model, ids)
+            check_finite(logits, "logits", _whose(model))
             total += _cross_entropy(logits[is_masked.to(logits.device)], targets[is_masked])
             count += int(is_masked.sum())
             progress.update(len(numbers))
-    return _exp(total / count)
+    return _exp(total / count, _whose(model))
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> float:
@@ -97,5 +102,15 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> float:
     return sum(float(cross_entropy(some.float(), wanted, reduction="none").double().sum()) for some, wanted in parts)
 
 
-def _exp(mean: float) -> float:
-    return math.exp(mean) if mean < 700 else math.inf  # beyond which a float is infinite
+def _exp(mean: float, of: str) -> float:
+    if not mean < 700:  # beyond which a float is infinite
+        raise ValueError(
+            f"the mean cross-entropy of {of} is {mean:.6g} nats a token, whose exponential no float holds; expected a "
+            "model that gives some probability to the text. Check its weights."
+        )
+    return math.exp(mean)
+
+
+def _whose(model: Any) -> str:
+    kind = "compressed" if isinstance(model.config, ProjClustConfigMixin) else "dense"
+    return f"the {kind} model"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from safetensors import safe_open
 from transformers.utils import logging
 
 from .figures import KINDS, Figure
+from .whole_files import whole_file
 
 logger = logging.get_logger(__name__)
 
 _NAME, _DIGEST = "evaluation", "weights_sha256"
+_FIELDS = {field.name for field in fields(Figure)}  # a later version may note others, which are passed over
 
 
 def note_in_config(folder: str | Path, name: str, value: Any) -> None:
@@ -31,13 +33,15 @@ def note_in_config(folder: str | Path, name: str, value: Any) -> None:
         folder: Folder of a compressed model.
         name: Name of the value.
         value: The value, in JSON types.
+
+    Raises:
+        ValueError: If a number in it is NaN or infinite, which JSON has no name for.
     """
     path = Path(folder, "config.json")
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    fields["projclust"][name] = value
-    written = path.with_suffix(".json.partial")
-    written.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    written.replace(path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["projclust"][name] = value
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def note_evaluation(folder: str | Path, figures: tuple[Figure, ...], date: str) -> None:
@@ -71,7 +75,7 @@ def noted_evaluation(folder: str | Path, config: Any) -> tuple[tuple[Figure, ...
             Path(folder) / "config.json",
         )
         return None
-    known = [Figure(**figure) for figure in record["figures"] if figure["name"] in KINDS]
+    known = [Figure(**figure) for figure in record["figures"] if figure.keys() == _FIELDS and figure["name"] in KINDS]
     return tuple(known), record["date"]
 
 

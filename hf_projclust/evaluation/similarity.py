@@ -17,29 +17,33 @@ from transformers import AutoModelForTextEncoding
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from .batches import check_finite
 from .extras import needed
 from .texts import ScoredPairs
 
 Embed = Callable[[Sequence[str]], Tensor]
 
 
-def spearman(embed: Embed, pairs: ScoredPairs) -> float:
+def spearman(embed: Embed, pairs: ScoredPairs, *, of: str = "the model") -> float:
     """Spearman correlation of the cosines of embeddings with people's scores.
 
     Args:
         embed: Embeds sentences: n of them in, (n, dim) out.
         pairs: Pairs of sentences, with scores.
+        of: Whose embeddings they are, for an error.
 
     Returns:
         The correlation in percent; 0 where all cosines are equal.
 
     Raises:
         ModuleNotFoundError: If scipy is not installed.
+        ValueError: If an embedding is not finite.
     """
     stats = needed("scipy.stats")
     sentences = list(dict.fromkeys([*pairs.first, *pairs.second]))
     places = {sentence: place for place, sentence in enumerate(sentences)}
     embeddings = embed(sentences).double()
+    check_finite(embeddings, "numbers in embeddings", of)
     first, second = ([places[sentence] for sentence in side] for side in (pairs.first, pairs.second))
     cosines = cosine_similarity(embeddings[first], embeddings[second], dim=-1)
     if bool((cosines == cosines[0]).all()):

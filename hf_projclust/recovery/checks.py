@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from ..evaluation.whole_files import whole_file
 from ..modeling_projclust import ProjClustModelMixin
 from ..packed_projclust import PackedTable
 from ..solvers.rows import process_index
@@ -155,6 +155,24 @@ def check_teacher(teacher: Any, model: Any) -> None:
         )
 
 
+def check_factors(model: Any) -> None:
+    """Refuse factors that training has made NaN or infinite.
+
+    Args:
+        model: A compressed model with float factors.
+
+    Raises:
+        ValueError: If one of them is.
+    """
+    for name, table in factored_tables(model).items():
+        for part in ("coefficients", "bases"):
+            if not bool(getattr(table, part).isfinite().all()):
+                raise ValueError(
+                    f"training made {part} of {name} NaN or infinite; expected finite factors. Train again with a "
+                    "smaller learning_rate."
+                )
+
+
 def last_state(folder: Path, owner: dict[str, Any]) -> str | None:
     """Find where a run goes on; the folder is begun where there is none.
 
@@ -177,9 +195,8 @@ def last_state(folder: Path, owner: dict[str, Any]) -> str | None:
         if process_index() != 0:
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{_OWNER}.partial"
-        partial.write_text(json.dumps(owner, indent=2), encoding="utf-8")
-        os.replace(partial, folder / _OWNER)
+        with whole_file(folder / _OWNER) as partial:
+            partial.write_text(json.dumps(owner, indent=2, allow_nan=False), encoding="utf-8")
     found = json.loads((folder / _OWNER).read_text(encoding="utf-8"))
     if others := sorted(name for name in owner if found.get(name) != owner[name]):
         raise ValueError(

@@ -52,13 +52,28 @@ class DistillationTrainer(Trainer):
         self.add_callback(_Progress())
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """The distance of a batch: a scalar."""
+        """The distance of a batch: a scalar.
+
+        Raises:
+            ValueError: If it is NaN or infinite.
+        """
         # Dropout in one of the two alone would be an error that no factor can mend.
         model.eval()
         with torch.no_grad():
             wanted = self.teacher(**inputs, output_hidden_states=True)
         has_head = self.teacher.get_output_embeddings() is not None
-        return distance(model(**inputs, output_hidden_states=True), wanted, inputs, has_head=has_head)
+        loss = distance(model(**inputs, output_hidden_states=True), wanted, inputs, has_head=has_head)
+        if not bool(loss.isfinite()):
+            alone = distance(wanted, wanted, inputs, has_head=has_head)
+            raise ValueError(
+                f"the distance is {float(loss.detach())} at step {self.state.global_step + 1}; expected a finite one: "
+                + (
+                    "the compressed model gives NaN or infinite numbers. Train again with a smaller learning_rate."
+                    if bool(alone.isfinite())
+                    else "the teacher, the dense model, gives NaN or infinite numbers. Check its weights."
+                )
+            )
+        return loss
 
 
 def distance(outputs: Any, wanted: Any, inputs: dict[str, Tensor], *, has_head: bool) -> Tensor:

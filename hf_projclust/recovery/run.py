@@ -24,7 +24,7 @@ from ..resources import Resources
 from ..table_projclust import FACTOR_NAMES
 from ..token_counts import check_tokenizer
 from ..vocabulary_projclust import factored_tables
-from .checks import check_model, check_options, check_teacher, check_texts, digest_of, last_state
+from .checks import check_factors, check_model, check_options, check_teacher, check_texts, digest_of, last_state
 
 _SAVES = 5  # checkpoints of a run
 
@@ -74,7 +74,8 @@ def recover(
 
     Raises:
         ValueError: If the model is not compressed, or in few bits; if the teacher is compressed, or of another class,
-            vocabulary or size; if an option is out of its range; or if the checkpoint is of another run.
+            vocabulary or size; if an option is out of its range; if the checkpoint is of another run; or
+            if the loss or a factor is not finite.
         TypeError: If the texts are no texts, or a model is none of Transformers.
         FileNotFoundError: If the teacher's path is neither a folder nor a model on the Hub.
 
@@ -143,6 +144,7 @@ def recover(
             data_collator=Batches(tokenizer.pad_token_id or 0, _decoder_start(model)),
         )
         trainer.train(resume_from_checkpoint=begun)
+    check_factors(student)  # of the last step too, which no loss comes after
     recovered = copy.deepcopy(model)
     _take_factors(recovered, student)
     made = {
