@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from . import modeling_projclust
 from .configuration_projclust import PREFIX, ProjClustConfigMixin
+from .missing_weights import check_nothing_is_missing
 from .tables import TableFile, find_table
 
 
@@ -30,7 +31,7 @@ def load_model(path: str | Path, *, as_class: Any = None) -> PreTrainedModel:
 
     Args:
         path: A folder, or a model id on the Hub.
-        as_class: Model class to load it by, with the head that this class has.
+        as_class: Model class to load it by, with the head that this class has, whose weights must be there.
 
     Returns:
         The model, on the CPU, in evaluation mode.
@@ -38,7 +39,7 @@ def load_model(path: str | Path, *, as_class: Any = None) -> PreTrainedModel:
     Raises:
         FileNotFoundError: If there is no such folder and the Hub gives no such model.
         ValueError: If the checkpoint lacks its vocabulary table, needs code that is not part of Transformers, or is not
-            of the class that was asked for.
+            of the class that was asked for or lacks weights that the outputs of that class depend on.
     """
     check_source(path)
     try:
@@ -56,6 +57,8 @@ def load_model(path: str | Path, *, as_class: Any = None) -> PreTrainedModel:
             f"of a model on the Hub that can be reached from here. Check the spelling. ({error})"
         ) from error
     _check_table_was_loaded(model, set(report["missing_keys"]), path)
+    if as_class is not None:
+        check_nothing_is_missing(model, report["missing_keys"], path)
     return model
 
 

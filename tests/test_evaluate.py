@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_MODELS, run_cli, save
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, BertModel
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, BertModel
 
 from hf_projclust import cli, compress
 from hf_projclust.evaluation.agreement import compare_predictions, compare_states
@@ -219,8 +219,7 @@ def bad(**changes: Any) -> dict[str, Any]:
         (bad(folder="empty"), "has no config.json"),
         (bad(against="./none"), "is not a folder; expected a folder with a config.json"),
         (bad(against="out"), "'out' is compressed; expected the dense model"),
-        (bad(against="gpt2"), "has class BertForMaskedLM, model type bert, but 'gpt2' has class GPT2LMHeadModel"),
-        (bad(against="body"), "has class BertForMaskedLM, but 'body' has class BertModel"),
+        (bad(against="gpt2"), "has model type bert, but 'gpt2' has model type gpt2"),
         (bad(against="wider"), "has hidden_size 16, but 'wider' has hidden_size 32"),
         (bad(against="longer"), "has vocab_size 97, but 'longer' has vocab_size 98"),
         (bad(against="other-words"), "have different vocabularies"),
@@ -244,7 +243,6 @@ def test_mistakes_are_told_before_a_model_is_loaded(
     model = TINY_MODELS["bert"].build()
     Path("empty").mkdir()
     save(TINY_MODELS["gpt2"].build(), Path("gpt2"))
-    save(model.bert, Path("body"))
     config = TINY_MODELS["bert"].config.to_dict()
     save(type(model)(type(model.config)(**config | {"hidden_size": 32})), Path("wider"))
     save(type(model)(type(model.config)(**config | {"vocab_size": 98})), Path("longer"))
@@ -263,6 +261,29 @@ def test_mistakes_are_told_before_a_model_is_loaded(
     output = run_cli("evaluate", *arguments, "--output", "x.json", code=1)
     assert output.count("Error:") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dense_model_is_loaded_by_the_class_that_was_compressed(tmp_path: Path, tokenizer: Any) -> None:
+    folder, dense = pair("bert", tmp_path, tokenizer)
+    body = save(BertModel.from_pretrained(dense), tmp_path / "body")
+    tokenizer.save_pretrained(body)
+    without_head = BertModel.from_pretrained(dense)  # and with a pooler that the checkpoint lacks
+    of_body = save(compress(without_head, num_clusters=3, compression=0.6, token_counts="uniform"), tmp_path / "of")
+    found = evaluate(of_body, dense)
+    assert found.architecture == "BertModel"
+    assert list(values(found)) == STATES
+    assert 0 < values(found)["mean_cosine"][1] < 0.9999
+    with pytest.raises(ValueError, match=r"lacks weights of a BertForMaskedLM, such as cls\.predictions"):
+        evaluate(folder, body)
+
+
+def test_a_task_is_scored_by_heads_that_both_checkpoints_have(rte: Path, tmp_path: Path, tokenizer: Any) -> None:
+    folder, dense = pair("distilbert", tmp_path, tokenizer)
+    body = save(AutoModel.from_pretrained(dense), tmp_path / "body")
+    tokenizer.save_pretrained(body)
+    assert list(values(evaluate(folder, body))) == STATES
+    with pytest.raises(ValueError, match="has class DistilBertForSequenceClassification, but .* has class DistilBert"):
+        evaluate(folder, body, task="rte", data_dir=rte)
 
 
 def test_a_body_is_compared_with_the_body(tmp_path: Path, tokenizer: Any) -> None:

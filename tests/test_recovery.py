@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_MODELS, Tiny, equal_state_dicts, factor_names
-from transformers import BertForMaskedLM, BertModel, PreTrainedTokenizerFast, TrainingArguments
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+    T5ForConditionalGeneration,
+    TrainingArguments,
+)
 
 from hf_projclust import compress
 from hf_projclust.recovery import hold_out, recover
@@ -320,6 +327,31 @@ def test_a_teacher_is_loaded_by_the_class_of_the_model(tokenizer: PreTrainedToke
     body = compress(BertModel.from_pretrained(tmp_path), num_clusters=3, compression=0.4, token_counts="uniform")
     recovered = recover(body, tmp_path, tokenizer, random_texts(8), **QUICK)
     assert type(recovered) is type(body)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "lacking", "message"),
+    [
+        (BertForMaskedLM, ["cls"], r"lacks weights of a BertForMaskedLM, such as cls\..* Give the model with its head"),
+        (BertModel, ["encoder.layer.0.output.dense.bias"], r"such as encoder\.layer\.0\.output\.dense\.bias \(of 1\)"),
+        (BertForSequenceClassification, ["classifier", "bert.pooler"], None),
+        (T5ForConditionalGeneration, ["decoder.final_layer_norm"], r"such as decoder\.final_layer_norm\.weight"),
+    ],
+)
+def test_a_teacher_that_lacks_what_the_loss_depends_on_is_refused(
+    model_class: Any, lacking: list[str], message: str | None, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    tiny = TINY_MODELS["t5" if model_class is T5ForConditionalGeneration else "bert"]
+    dense = model_class(copy.deepcopy(tiny.config))
+    kept = {name: tensor for name, tensor in dense.state_dict().items() if not name.startswith(tuple(lacking))}
+    assert len(kept) < len(dense.state_dict())
+    dense.save_pretrained(tmp_path, state_dict=kept)
+    model = compress(dense, num_clusters=3, compression=0.4, token_counts="uniform")
+    if message is None:
+        assert type(recover(model, tmp_path, tokenizer, random_texts(8), **QUICK)) is type(model)
+    else:
+        with pytest.raises(ValueError, match=message):
+            recover(model, tmp_path, tokenizer, random_texts(8), **QUICK)
 
 
 def test_texts_that_are_held_out_are_not_trained_on() -> None:

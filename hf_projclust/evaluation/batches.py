@@ -111,6 +111,22 @@ def last_states(model: Any, ids: Tensor) -> Tensor:
     return states.float()
 
 
+def states_of(outputs: Any) -> list[Tensor]:
+    """Last hidden states among the outputs of a model.
+
+    Args:
+        outputs: Outputs with hidden states.
+
+    Returns:
+        Those of the decoder or the only part, then those of the encoder beside it, each (texts, tokens, width).
+    """
+    last = getattr(outputs, "last_hidden_state", None)
+    if last is None:
+        last = (getattr(outputs, "hidden_states", None) or outputs.decoder_hidden_states)[-1]
+    encoder = getattr(outputs, "encoder_last_hidden_state", None)
+    return [last] if encoder is None else [last, encoder]
+
+
 @torch.no_grad()
 def logits_of(model: Any, ids: Tensor) -> Tensor:
     """Logits of a language model for each token of texts; the decoder of an encoder-decoder reads the same text again.

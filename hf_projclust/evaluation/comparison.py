@@ -109,15 +109,15 @@ def evaluate(
 
     Raises:
         FileNotFoundError: If a model or a file is not there.
-        ValueError: If the models are not alike but for their tables, an option, a file or a task does not fit, or a
-            model gives numbers that are not finite.
+        ValueError: If the models are not alike but for their tables, or the dense one lacks weights of the other's
+            class; if an option, a file or a task does not fit; or if a model gives numbers that are not finite.
         ModuleNotFoundError: If a library is missing.
     """
     for name, number, least in (("max_length", max_length, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise ValueError(f"{name}={number!r}; expected a whole number, {least} or more.")
     Resources(device=device, memory_limit=None, checkpoint=None)
-    architecture = check_counterparts(folder, against)
+    architecture = check_counterparts(folder, against, same_class=task is not None)
     _check_task(task, data_dir, architecture)
     if sts is not None:
         needed("scipy.stats")
@@ -134,7 +134,10 @@ def evaluate(
             spearman(sentence_transformer(path, device=device, batch_size=batch_size), pairs, of=of)
             for path, of in zip(paths, _WHOSE, strict=True)
         ]
-    models: list[Any] = [load_model(path).to(device or "cpu") for path in paths]  # type: ignore[arg-type]
+    compressed: Any = load_model(folder)
+    # A checkpoint whose head was left out by AutoModel is compared without it too.
+    dense: Any = load_model(against, as_class=getattr(type(compressed), "native_class", type(compressed)))
+    models = [model.to(device or "cpu") for model in (dense, compressed)]
     if pairs is not None and not own_pooling:
         correlations = [
             spearman(
@@ -142,14 +145,13 @@ def evaluate(
             )
             for model, of in zip(models, _WHOSE, strict=True)
         ]
-    ids = tokens_of(tokenizer, read.lines, models[0], max_length)
+    ids = tokens_of(tokenizer, read.lines, dense, max_length)
     if not ids:
         raise ValueError(f"the tokenizer makes no token of {read.name}; expected texts in a language that it knows.")
     common: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch_size, "seed": seed}
-    dense, compressed = models
     closeness = compare_states(dense, compressed, ids, batch_size=batch_size)
     of_texts = {name: (_TO_ITSELF[name], value) for name, value in closeness.items()}
-    kind = language_model_kind(models[0])
+    kind = language_model_kind(dense)
     if kind is not None:
         predicted = compare_predictions(dense, compressed, ids, **common)
         of_texts |= {_name(name, kind): (_TO_ITSELF[name], value) for name, value in predicted.items()}

@@ -14,19 +14,22 @@ _SHAPES = ("vocab_size", "hidden_size", "num_hidden_layers")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
 
-def check_counterparts(folder: str | Path, against: str | Path) -> str:
+def check_counterparts(folder: str | Path, against: str | Path, *, same_class: bool) -> str:
     """Refuse a dense model that a folder cannot have been made from.
 
     Args:
         folder: Folder of a model, compressed or not.
         against: Folder or Hub id of the dense model.
+        same_class: Whether both must have been saved by one class; else the dense one may be loaded by that of the
+            folder.
 
     Returns:
-        Name of their native class, such as "BertForMaskedLM".
+        Name of the native class of the folder, such as "BertForMaskedLM".
 
     Raises:
         FileNotFoundError: If one of them is not there.
-        ValueError: If the second is compressed, or they differ in class, model type, vocabulary, width or depth.
+        ValueError: If the second is compressed, or they differ in model type, vocabulary, width or depth, or in
+            a class that is to be the same.
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(
@@ -48,14 +51,16 @@ def check_counterparts(folder: str | Path, against: str | Path) -> str:
             f"{str(against)!r} is compressed; expected the dense model that {str(folder)!r} was made from. Give the "
             "dense model's folder or Hub id."
         )
-    described = [{"class": _native_class(each), "model type": each.model_type} | _shapes(each) for each in configs]
+    described = [{"model type": each.model_type} | _shapes(each) for each in configs]
+    if same_class:
+        described = [{"class": _native_class(each)} | known for each, known in zip(configs, described, strict=True)]
     if differing := [name for name in described[0] if described[0][name] != described[1][name]]:
         one, other = (", ".join(f"{name} {each[name]}" for name in differing) for each in described)
         raise ValueError(
             f"{str(folder)!r} has {one}, but {str(against)!r} has {other}; expected models that are alike in these. "
             "Give the dense model that it was made from, with the same head."
         )
-    return str(described[0]["class"])
+    return _native_class(config)
 
 
 def shared_tokenizer(folder: str | Path, against: str | Path) -> Any:

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.utils import logging
 
+from ..evaluation.batches import states_of
 from ..vocabulary_projclust import factored_tables
 
 _TOKEN_ID = "input_ids"
@@ -94,7 +95,7 @@ def distance(outputs: Any, wanted: Any, inputs: dict[str, Tensor], *, has_head: 
     total = sum(
         (
             relative_squared_error(own[mask], other[mask])
-            for own, other in zip(*map(_states, (outputs, wanted)), strict=True)
+            for own, other in zip(*map(states_of, (outputs, wanted)), strict=True)
         ),
         mask.new_zeros((), dtype=torch.float32),
     )
@@ -109,15 +110,6 @@ def relative_squared_error(vectors: Tensor, wanted: Tensor) -> Tensor:
     """Squared error of vectors (m, d) as a share of the energy of the wanted ones, a scalar in float32."""
     wanted = wanted.float()
     return (vectors.float() - wanted).square().sum() / wanted.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def _states(outputs: Any) -> list[Tensor]:
-    """Last hidden states (batch, length, dim): of the decoder or the only part, then of the encoder beside it."""
-    last = getattr(outputs, "last_hidden_state", None)
-    if last is None:
-        last = (getattr(outputs, "hidden_states", None) or outputs.decoder_hidden_states)[-1]
-    encoder = getattr(outputs, "encoder_last_hidden_state", None)
-    return [last] if encoder is None else [last, encoder]
 
 
 def reading_order(lengths: Sequence[int], num_texts: int, batch_size: int, seed: int) -> list[int]:
