@@ -9,11 +9,19 @@ import torch
 from conftest import COMPRESSED, TINY_MODELS, VOCAB_SIZE
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import BertLMHeadModel
 
 from hf_projclust import compress
 from hf_projclust.evaluation import agreement, batches
 from hf_projclust.evaluation.agreement import compare_predictions, compare_states
-from hf_projclust.evaluation.batches import batches_of_one_length, language_model_kind, longest, tokens_of
+from hf_projclust.evaluation.batches import (
+    batches_of_one_length,
+    is_causal,
+    language_model_kind,
+    last_states,
+    longest,
+    tokens_of,
+)
 from hf_projclust.evaluation.masking import mask_texts
 
 LANGUAGE_MODELS = {"bert": "masked", "gpt2": "causal", "llama": "causal", "t5": "encoder-decoder"}
@@ -147,3 +155,34 @@ def test_states_that_are_all_zero_have_no_error(texts: list[torch.Tensor]) -> No
     model = TINY_MODELS["bert"].build()
     torch.nn.init.zeros_(model.bert.encoder.layer[0].output.LayerNorm.weight)
     assert compare_states(model, model, texts, batch_size=2) == {"mean_cosine": 0, "hidden_error": 0}
+
+
+def test_limits_of_positions_are_those_that_the_model_has(tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = int(1e30)
+    roberta = TINY_MODELS["roberta"].build()
+    assert longest(tokenizer, roberta, 512) == 38  # 40 positions, of which padding and what is before it are none
+    (ids,) = tokens_of(tokenizer, ["good " * 60], roberta)
+    assert last_states(roberta, ids[None]).shape[1] == 38
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        last_states(roberta, torch.cat([ids, ids[-1:]])[None])
+    endless = TINY_MODELS["gpt2"].build()
+    endless.config.max_position_embeddings = -1
+    assert longest(tokenizer, endless, 512) == 512
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_causal_models_are_found_to_be_causal(name: str, dtype: torch.dtype, texts: list[torch.Tensor]) -> None:
+    assert is_causal(TINY_MODELS[name].build().to(dtype), texts)
+
+
+@pytest.mark.parametrize("is_decoder", [True, False])
+def test_a_class_for_causal_models_may_be_bidirectional(is_decoder: bool, texts: list[torch.Tensor]) -> None:
+    config = copy.deepcopy(TINY_MODELS["bert"].config)
+    config.is_decoder = is_decoder
+    torch.manual_seed(0)
+    model = BertLMHeadModel(config).eval()
+    torch.nn.init.normal_(model.get_input_embeddings().weight)
+    assert language_model_kind(model) == "causal"
+    assert is_causal(model, texts) == is_decoder

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_MODELS, run_cli, save
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, BertModel
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertLMHeadModel,
+    BertModel,
+)
 
 from hf_projclust import cli, compress
 from hf_projclust.evaluation.agreement import compare_predictions, compare_states
@@ -180,6 +187,32 @@ def test_a_classifier_is_scored_on_its_task(rte: Path, tmp_path: Path, tokenizer
         expected.append(100 * sum(right) / 6)
     assert [figure.dense, figure.compressed] == pytest.approx(expected)
     assert expected[0] != expected[1]
+
+
+@pytest.mark.parametrize(("asked", "limits"), [(None, (512, 128)), (5, (5, 5))])
+def test_the_limit_of_length_holds_for_the_task_too(
+    asked: int | None,
+    limits: tuple[int, int],
+    rte: Path,
+    tmp_path: Path,
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, dense = pair("distilbert", tmp_path, tokenizer)
+    lengths = []
+    monkeypatch.setattr(
+        "hf_projclust.evaluation.comparison.score_classifier",
+        lambda *_, max_length, **__: lengths.append(max_length) or {"accuracy": 50.0},
+    )
+    options = evaluate(folder, dense, task="rte", data_dir=rte, max_length=asked).options
+    assert (options["max_length"], options["task_max_length"]) == limits
+    assert lengths == [min(limits[1], tokenizer.model_max_length)] * 2
+
+
+def test_a_bidirectional_model_has_no_causal_perplexity(tmp_path: Path, tokenizer: Any) -> None:
+    model = save(BertLMHeadModel(TINY_MODELS["bert"].config), tmp_path / "dense")
+    tokenizer.save_pretrained(model)
+    assert list(values(evaluate(model, model))) == [*STATES, "kl", "top1_agreement"]
 
 
 def test_the_tokenizer_may_be_in_either_folder(tmp_path: Path, tokenizer: Any) -> None:

@@ -273,7 +273,10 @@ TEXTS = ["good film"]
         ({"max_steps": 0}, ValueError, "max_steps=0; expected a whole number, 1 or more"),
         ({"batch_size": 1.5}, ValueError, "batch_size=1.5"),
         ({"max_length": 0}, ValueError, "max_length=0"),
-        ({"num_epochs": 0}, ValueError, "num_epochs=0; expected a number above 0"),
+        ({"num_epochs": 0}, ValueError, "num_epochs=0; expected a finite number above 0"),
+        ({"num_epochs": float("inf")}, ValueError, "num_epochs=inf; expected a finite number above 0"),
+        ({"seed": -1}, ValueError, "seed=-1; expected a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, ValueError, "seed=4294967296; expected a whole number"),
         ({"learning_rate": 1.0}, ValueError, "learning_rate=1.0; expected a share"),
         ({"learning_rate": float("nan")}, ValueError, "learning_rate=nan"),
         ({"device": "nowhere"}, ValueError, "device='nowhere' cannot be used here"),
@@ -363,3 +366,21 @@ def test_texts_that_are_held_out_are_not_trained_on() -> None:
     )
     assert hold_out(texts[:9], ["else"]) == (texts[:9], ["else"])
     assert len(hold_out(list(map(str, range(9000))), [])[1]) == 200
+    with pytest.raises(ValueError, match="all 30 texts are equal to one of the last 3, which are kept back"):
+        hold_out(["good film"] * 30, ["else"])
+
+
+def test_texts_are_cut_at_the_positions_of_the_model(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = int(1e30)
+    for name in ("bert", "roberta"):  # 40 and 38 positions
+        tiny = TINY_MODELS[name]
+        recovered = recover(tiny.compressed(), tiny.build(), tokenizer, ["good " * 60], **QUICK)
+        assert recovered.config.projclust["recovery"][0]["texts"] == 1
+
+
+def test_what_was_measured_before_is_left_out(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = BERT.compressed()
+    model.config.projclust = model.config.projclust | {"fidelity": {}, "evaluation": {}}
+    recovered = recover(model, BERT.build(), tokenizer, random_texts(8), **QUICK)
+    assert not {"fidelity", "evaluation"} & set(recovered.config.projclust)

@@ -110,7 +110,7 @@ def test_a_cosine_that_is_no_number_is_warned_of(folder: Path, text: Path, monke
         (["--output", ".", "--force"], "is or holds"),
         (["--checkpoint", "out/run"], "one is in the other"),
         (["--checkpoint", "org"], "holds other things"),
-        (["--text", "nowhere.txt"], "nowhere.txt"),
+        (["--text", "nowhere.txt"], "no texts 'nowhere.txt'; expected a text file"),
         (["--device", "nowhere"], "cannot be used here"),
         (["--learning-rate", "2"], "expected a share of the size of the factors"),
     ],

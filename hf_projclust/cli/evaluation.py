@@ -40,7 +40,10 @@ def evaluate(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder of GLUE in its official layout; by default the Hub's."),
     ] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens of a text, at most.")] = 512,
+    max_length: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Tokens of a text, at most; by default 512, and 128 of an example of the task."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Texts computed at a time, at most.")] = 16,
     device: Device = None,
     seed: Annotated[int, typer.Option(help="Seed of the tokens hidden from masked language models.")] = 0,

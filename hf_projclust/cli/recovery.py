@@ -46,12 +46,12 @@ def recover(
     """Train the factors of a compressed model to give the outputs of the dense one, on texts without labels."""
     with errors_as_messages(), all_processes(device) as is_main:
         from ..evaluation.fidelity import bundled_sentences, embed_sentences, mean_cosine
+        from ..evaluation.texts import read_texts
         from ..folders import check_apart, check_output
         from ..loading import load_model, load_tokenizer
         from ..recovery import hold_out
         from ..recovery import recover as recover_model
         from ..saving import save_compressed
-        from ..token_counts.corpus import texts_of_path
 
         check_output(output, folder, force=force)
         for used in (teacher, checkpoint, *text):
@@ -60,7 +60,7 @@ def recover(
         if checkpoint is not None:
             check_output(checkpoint, folder, force=True)
             check_apart(output, checkpoint)
-        texts, held_out = hold_out([line for path in text for line in texts_of_path(path)], bundled_sentences())
+        texts, held_out = hold_out([line for path in text for line in read_texts(path).lines], bundled_sentences())
         model, tokenizer = load_model(folder), load_tokenizer(folder)
         recovered = recover_model(
             model,

@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 from ..configuration_projclust import PREFIX
 
 LanguageModel = Literal["masked", "causal", "encoder-decoder"]
 MAX_LENGTH = 512
+_PROBED = 8  # tokens
+_SAME = 1e-3  # relative difference of logits that are computed from equal tokens, in half precision too
 _MOST_NUMBERS = 2**26  # of logits or hidden states in a batch: 256 MiB in float32; one text may have more
 
 
@@ -40,8 +42,15 @@ def tokens_of(tokenizer: Any, texts: Sequence[str], model: Any, max_length: int 
 
 def longest(tokenizer: Any, model: Any, max_length: int) -> int:
     """Tokens that a text may have: what is asked for, within what tokenizer and model allow."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_length
-    return int(min(max_length, positions, tokenizer.model_max_length))
+    limits = [max_length, tokenizer.model_max_length]
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and positions > 0:  # where there is no limit some say -1
+        limits.append(positions)
+    for name, module in model.named_modules():
+        # With a padding index, positions begin after it (RoBERTa).
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    return int(min(limits))
 
 
 def batches_of_one_length(lengths: Sequence[int], batch_size: int, numbers_per_token: int) -> Iterator[list[int]]:
@@ -92,6 +101,29 @@ def check_finite(numbers: Tensor, what: str, of: str) -> None:
             f"{count:,} of {numbers.numel():,} {what} of {of} are NaN or infinite; expected finite numbers. Check its "
             "weights for NaN, or load it in another dtype."
         )
+
+
+def is_causal(model: Any, texts: Sequence[Tensor]) -> bool:
+    """Whether the logits of a language model depend on no later token, by a probe on a few tokens of one text.
+
+    A class for causal language models may be bidirectional by its configuration, such as a BertLMHeadModel that is no
+    decoder.
+
+    Args:
+        model: A language model, in evaluation mode.
+        texts: Ids of each text, shape (tokens,).
+
+    Returns:
+        Whether logits stay when the last token is another one; true if no text has two tokens that differ.
+    """
+    for text in texts:
+        for length in range(2, min(len(text), _PROBED) + 1):
+            if text[length - 1] != text[0]:
+                one, other = text[:length].clone(), text[:length].clone()
+                other[-1] = text[0]
+                logits, changed = (logits_of(model, ids.unsqueeze(0))[:, :-1].float() for ids in (one, other))
+                return bool((logits - changed).norm() <= _SAME * logits.norm())
+    return True
 
 
 @torch.no_grad()

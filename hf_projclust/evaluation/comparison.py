@@ -20,7 +20,8 @@ from ..loading import load_model
 from ..resources import Resources
 from ..sizes import measure
 from .agreement import compare_predictions, compare_states
-from .batches import MAX_LENGTH, language_model_kind, tokens_of
+from .batches import MAX_LENGTH, is_causal, language_model_kind, longest, tokens_of
+from .classifiers import MAX_LENGTH as TASK_MAX_LENGTH
 from .classifiers import score_classifier
 from .counterparts import check_counterparts, shared_tokenizer
 from .extras import needed
@@ -51,7 +52,7 @@ class Evaluation:
         pooling: Where the embeddings of scored pairs come from; None where no pairs were given.
         sizes: Numbers and bytes of the "dense" and the "compressed" model, by the names of ``sizes.Sizes``; of a folder
             that is not compressed the model's numbers and its bytes in memory alone.
-        options: What was asked for.
+        options: What was asked for, or taken where nothing was.
         date: Of the day (UTC).
         machine: What was measured on.
         versions: Versions of libraries.
@@ -83,7 +84,7 @@ def evaluate(
     sts: str | Path | None = None,
     task: str | None = None,
     data_dir: str | Path | None = None,
-    max_length: int = MAX_LENGTH,
+    max_length: int | None = None,
     batch_size: int = 16,
     device: str | None = None,
     seed: int = 0,
@@ -99,7 +100,8 @@ def evaluate(
         sts: File of pairs of sentences with scores, see ``read_scored_pairs``, for their Spearman correlation.
         task: A task of GLUE that the models were fine-tuned for, scored on its validation part.
         data_dir: Folder of GLUE in its official layout; by default the Hub's.
-        max_length: Tokens of a text or a window, at most; tokenizer and model may allow fewer.
+        max_length: Tokens of a text, a window or an example of a task, at most; by default 512, and 128 of a task's
+            examples. Tokenizer and model may allow fewer.
         batch_size: Texts that are computed at a time, at most.
         device: Where to compute; by default the CPU.
         seed: Seed of the tokens that are hidden from masked language models.
@@ -114,8 +116,12 @@ def evaluate(
         ModuleNotFoundError: If a library is missing.
     """
     for name, number, least in (("max_length", max_length, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if number is None and name == "max_length":
+            continue
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise ValueError(f"{name}={number!r}; expected a whole number, {least} or more.")
+    task_max_length = max_length or TASK_MAX_LENGTH
+    max_length = max_length or MAX_LENGTH
     Resources(device=device, memory_limit=None, checkpoint=None)
     architecture = check_counterparts(folder, against, same_class=task is not None)
     _check_task(task, data_dir, architecture)
@@ -155,7 +161,7 @@ def evaluate(
     if kind is not None:
         predicted = compare_predictions(dense, compressed, ids, **common)
         of_texts |= {_name(name, kind): (_TO_ITSELF[name], value) for name, value in predicted.items()}
-    if kind == "causal":
+    if kind == "causal" and is_causal(dense, ids):
         one, other = (causal_perplexity(each, tokenizer, read.lines, max_length=max_length) for each in models)
         of_texts["perplexity"] = one, other
     if kind == "masked":
@@ -166,7 +172,7 @@ def evaluate(
     if pairs is not None:
         figures.append(Figure("spearman", pairs.name, _dataset(sts), None, *correlations))
     if task is not None and examples is not None:
-        figures += _of_task(models, tokenizer, task, examples, batch_size)
+        figures += _of_task(models, tokenizer, task, examples, batch_size, task_max_length)
     return Evaluation(
         folder=Path(folder).resolve().name,
         against=_bare(against),
@@ -180,6 +186,7 @@ def evaluate(
             "sts": _bare(sts),
             "task": task,
             "max_length": max_length,
+            "task_max_length": None if task is None else task_max_length,
             "batch_size": batch_size,
             "device": device,
             "seed": seed,
@@ -210,8 +217,11 @@ def _name(name: str, kind: str) -> str:
     return f"masked_{name}" if kind == "masked" else name
 
 
-def _of_task(models: list[Any], tokenizer: Any, task: str, examples: Examples, batch_size: int) -> Iterator[Figure]:
-    dense, compressed = (score_classifier(each, tokenizer, examples, task, batch_size=batch_size) for each in models)
+def _of_task(
+    models: list[Any], tokenizer: Any, task: str, examples: Examples, batch_size: int, max_length: int
+) -> Iterator[Figure]:
+    options = {"batch_size": batch_size, "max_length": longest(tokenizer, models[0], max_length)}
+    dense, compressed = (score_classifier(each, tokenizer, examples, task, **options) for each in models)
     on = f"{task.upper()} of GLUE, validation, {len(examples):,} examples"
     for metric in check_task(task).metrics:
         yield Figure(f"task_{metric}", on, HUB_ID, task, dense[metric], compressed[metric])

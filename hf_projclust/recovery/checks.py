@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ _STATE = "trainer_state.json"  # which the Trainer writes last
 
 
 def check_options(
-    num_epochs: float, max_steps: int | None, learning_rate: float, batch_size: int, max_length: int
+    num_epochs: float, max_steps: int | None, learning_rate: float, batch_size: int, max_length: int, seed: int
 ) -> None:
     """Refuse options that are out of their ranges.
 
@@ -38,6 +39,7 @@ def check_options(
         learning_rate: Between 0 and 1.
         batch_size: At least 1.
         max_length: At least 1.
+        seed: From 0 to 2 ** 32 - 1.
 
     Raises:
         ValueError: If one of them is.
@@ -49,9 +51,11 @@ def check_options(
     ):
         if number is not None and (type(number) is not int or number < least):
             raise ValueError(f"{name}={number!r}; expected a whole number, {least} or more.")
-    if not num_epochs > 0:
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed!r}; expected a whole number from 0 to {2**32 - 1}.")
+    if not 0 < num_epochs < math.inf:
         raise ValueError(
-            f"num_epochs={num_epochs!r}; expected a number above 0. Use max_steps to train on fewer texts."
+            f"num_epochs={num_epochs!r}; expected a finite number above 0. Use max_steps to train on fewer texts."
         )
     if not 0 < learning_rate < 1:
         raise ValueError(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from ..evaluation.batches import longest
 from ..inputs import own_model
 from ..loading import load_model
 from ..resources import Resources
@@ -27,6 +28,7 @@ from ..vocabulary_projclust import factored_tables
 from .checks import check_factors, check_model, check_options, check_teacher, check_texts, digest_of, last_state
 
 _SAVES = 5  # checkpoints of a run
+_MEASURED = ("fidelity", "evaluation")  # of the model as it was before
 
 
 def recover(
@@ -61,7 +63,7 @@ def recover(
         max_steps: Number of batches to train on, in place of ``num_epochs``.
         learning_rate: Largest step, as a share of the root mean square of each factor.
         batch_size: Texts of a batch (of each process).
-        max_length: Tokens of a text, at most; what is longer is cut.
+        max_length: Tokens of a text, at most; what is longer is cut. Tokenizer and model may allow fewer.
         seed: Seed of the order of the texts.
         device: Where to compute; by default where the model is.
         checkpoint: Folder for the Trainer's own checkpoints, five in a run; an interrupted run goes on from the last.
@@ -70,7 +72,7 @@ def recover(
 
     Returns:
         A copy of ``model`` with other factors, and all else as it was. ``config.projclust["recovery"]`` says how it was
-        trained; ``fidelity``, which was measured before, is left out.
+        trained; ``fidelity`` and ``evaluation``, which were measured before, are left out.
 
     Raises:
         ValueError: If the model is not compressed, or in few bits; if the teacher is compressed, or of another class,
@@ -83,7 +85,7 @@ def recover(
         model = recover(model, "distilbert/distilbert-base-uncased", tokenizer, texts)
     """
     resources = Resources(device=device, memory_limit=None, checkpoint=checkpoint)
-    check_options(num_epochs, max_steps, learning_rate, batch_size, max_length)
+    check_options(num_epochs, max_steps, learning_rate, batch_size, max_length, seed)
     check_texts(texts)
     model = own_model(model)
     check_model(model)
@@ -102,7 +104,7 @@ def recover(
     is_given = isinstance(teacher, PreTrainedModel)
     reference: Any = _load_teacher(teacher, model) if isinstance(teacher, str | Path) else own_model(teacher)
     check_teacher(reference, model)
-    rows = _tokenize(texts, tokenizer, max_length)
+    rows = _tokenize(texts, tokenizer, longest(tokenizer, model, max_length))
     begun = None if checkpoint is None else last_state(Path(checkpoint), owner)
 
     from .distillation import Batches, DistillationTrainer, reading_order
@@ -131,7 +133,6 @@ def recover(
             "save_total_limit": 1,
             "logging_steps": 10,
             "report_to": "none",
-            "seed": seed,
             "use_cpu": target.type == "cpu",
             "dataloader_pin_memory": target.type != "cpu",
         }
@@ -151,7 +152,7 @@ def recover(
         **{name: owner[name] for name in ("learning_rate", "batch_size", "max_length", "seed")},
         "texts": len(set(order)),
     }
-    section = {key: value for key, value in recovered.config.projclust.items() if key != "fidelity"}
+    section = {key: value for key, value in recovered.config.projclust.items() if key not in _MEASURED}
     recovered.config.projclust = section | {
         "recovery": [*section.get("recovery", []), {"steps": trainer.state.global_step, **made}]
     }
@@ -167,13 +168,22 @@ def hold_out(texts: Sequence[str], fallback: Sequence[str]) -> tuple[list[str], 
 
     Returns:
         The texts to train on, and the last tenth, 200 at most, of which none is among the former.
+
+    Raises:
+        ValueError: If no text is left to train on.
     """
     count = min(len(texts) // 10, 200)
     if not count:
         return list(texts), list(fallback)
     held_out = list(texts[len(texts) - count :])
     known = set(held_out)
-    return [text for text in texts if text not in known], held_out
+    left = [text for text in texts if text not in known]
+    if not left:
+        raise ValueError(
+            f"all {len(texts)} texts are equal to one of the last {count}, which are kept back to judge the model by; "
+            "expected others to train on. Give more texts that differ."
+        )
+    return left, held_out
 
 
 def _load_teacher(path: str | Path, model: Any) -> Any:
@@ -183,8 +193,7 @@ def _load_teacher(path: str | Path, model: Any) -> Any:
 
 def _tokenize(texts: Sequence[str], tokenizer: Any, max_length: int) -> list[dict[str, list[int]]]:
     """Token ids of each text that has any."""
-    longest = min(max_length, tokenizer.model_max_length)
-    ids = tokenizer([text for text in texts if text.strip()], truncation=True, max_length=longest)["input_ids"]
+    ids = tokenizer([text for text in texts if text.strip()], truncation=True, max_length=max_length)["input_ids"]
     return [{"input_ids": row} for row in ids if row]
 
 
