@@ -12,6 +12,7 @@ from rich.table import Table
 from .files import check_file, write_json
 from .messages import errors_as_messages, escaped
 from .options import Device
+from .tables import console_for
 
 if TYPE_CHECKING:
     from ..evaluation.comparison import Evaluation
@@ -76,8 +77,7 @@ def evaluate(
             device=device,
             seed=seed,
         )
-        console = Console()
-        _show(found, console)
+        console = _show(found)
         if output is not None:
             write_json(output, found.to_dict())
             console.print(f"All of it is in {escaped(output)}", soft_wrap=True, highlight=False)
@@ -87,8 +87,8 @@ def evaluate(
             console.print(f"The figures are in {escaped(folder / 'README.md')}", soft_wrap=True, highlight=False)
 
 
-def _show(found: Evaluation, console: Console) -> None:
-    """Print figures and sizes, a line each."""
+def _show(found: Evaluation) -> Console:
+    """Print figures and sizes, a line each; what comes after goes to the same console."""
     from ..sizes import megabytes
 
     title = f"{found.folder} against {found.against}: {found.architecture}"
@@ -109,11 +109,9 @@ def _show(found: Evaluation, console: Console) -> None:
             before, after = dense[name], compressed[name]
             shown = [f"{number:,}" if name == "model_parameters" else megabytes(number) for number in (before, after)]
             table.add_row(label, "", *shown, f"{after / before - 1:+.1%}")
-    if not console.is_terminal:  # a file or a pipe has no width that lines would have to fit
-        console.width = max(
-            console.width, console.measure(table, options=console.options.update(max_width=10_000)).maximum
-        )
+    console = console_for(table)
     console.print(table)
     console.print(f"{found.machine}.", soft_wrap=True, highlight=False)
     if found.pooling is not None:
         console.print(f"Embeddings of pairs: {found.pooling}.", soft_wrap=True, highlight=False)
+    return console
