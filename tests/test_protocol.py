@@ -234,6 +234,56 @@ def test_another_base_is_refused(copied: Path, data: Path, tmp_path: Path, token
         run_protocol(protocol(data, base=tmp_path / "base"), copied)
 
 
+def changed(data: Path, folder: Path, *, split: str) -> Path:
+    """A copy of the folder of tasks in which one label of STS-B is another."""
+    copy = Path(shutil.copytree(data, folder))
+    path = copy / f"STS-B/{split}.tsv"
+    path.write_text(path.read_text(encoding="utf-8").replace("\t4.0", "\t3.5", 1), encoding="utf-8")
+    return copy
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_other_examples_are_refused(split: str, copied: Path, data: Path, tmp_path: Path) -> None:
+    other = changed(data, tmp_path / "other", split=split)
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    with pytest.raises(ValueError, match=r"task 'stsb' has other examples than 8 of its cells .*stsb-0-.*delete cells"):
+        run_protocol(protocol(data, data_dir=other), copied)
+    with pytest.raises(ValueError, match="other examples than 8"):
+        run_protocol(protocol(data, data_dir=other, seeds=(1,)), copied)
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
+    for path in (copied / "cells").glob("stsb-*"):  # as an earlier version wrote them
+        cell = json.loads(path.read_text())
+        assert len(cell.pop("examples_sha256")) == 64
+        path.write_text(json.dumps(cell))
+    run_protocol(protocol(data, data_dir=other), copied)
+
+
+def test_a_kept_classifier_of_other_examples_is_fine_tuned_again(data: Path, tmp_path: Path) -> None:
+    small: dict[str, Any] = {"tasks": ("stsb",), "methods": ("svd",), "extra_epochs": 0.0}
+    run_protocol(protocol(data, **small), tmp_path / "out", keep_models=True)
+    first = cells_in(tmp_path / "out")["stsb-0-dense-before.json"]["dense_sha256"]
+    shutil.rmtree(tmp_path / "out/cells")
+    other = changed(data, tmp_path / "other", split="train")
+    run_protocol(protocol(data, **small, data_dir=other), tmp_path / "out")
+    assert cells_in(tmp_path / "out")["stsb-0-dense-before.json"]["dense_sha256"] != first
+
+
+def test_a_corpus_whose_text_changed_is_refused(data: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the good film\n")
+    small: dict[str, Any] = {"tasks": ("stsb",), "extra_epochs": 0.0, "token_counts": (str(corpus),)}
+    run_protocol(protocol(data, **small, methods=("svd",)), tmp_path / "out")
+    corpus.write_text("the bad film\n")  # which svd does not read
+    run_protocol(protocol(data, **small, methods=("svd", "adaptive")), tmp_path / "out")
+    run_protocol(protocol(data, **small, methods=("svd",)), tmp_path / "out")
+    run_protocol(protocol(data, **small, methods=("adaptive",)), tmp_path / "out")
+    corpus.write_text("the good film\n")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    with pytest.raises(ValueError, match=r"made with other texts of token_counts corpus\.txt .*Put the earlier texts"):
+        run_protocol(protocol(data, **small, methods=("adaptive",)), tmp_path / "out")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
 def test_other_versions_are_warned_of_and_noted(copied: Path, data: Path, upstream_log: Any) -> None:
     run = json.loads((copied / "run.json").read_text())
     run["made_with"][0]["versions"]["torch"] = "1.0"

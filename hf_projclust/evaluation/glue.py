@@ -7,6 +7,8 @@ the matched part is taken. Nothing is trained or predicted here. Tasks and metri
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -92,6 +94,10 @@ class Examples:
     def texts(self) -> list[str]:
         """All texts, the first of each example and then the second ones."""
         return [*self.first, *(self.second or [])]
+
+    def sha256(self) -> str:
+        """Digest of texts and labels in their order, in hexadecimal digits."""
+        return hashlib.sha256(json.dumps([self.first, self.second, self.labels]).encode()).hexdigest()
 
     def head(self, count: int | None) -> Examples:
         """The first examples; all of them if there are fewer, or for None."""

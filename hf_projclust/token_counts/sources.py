@@ -82,6 +82,15 @@ def describe_sources(sources: str | Sequence[str] | Sequence[float] | Tensor) ->
     return described[0] if isinstance(sources, str) else described
 
 
+def names_files(sources: Sequence[str]) -> bool:
+    """Whether some of the sources are local files or folders, whose texts may change under their names."""
+    parsed = [parse_source(text) for text in sources]
+    return any(
+        source.kind == "path" or (source.kind == "dataset" and _is_local(source.value.partition(",")[0].strip()))
+        for source in parsed
+    )
+
+
 def written_sources(sources: Any) -> list[str] | None:
     """Sources as a list of strings, or None for numbers."""
     if isinstance(sources, str):

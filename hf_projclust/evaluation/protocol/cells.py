@@ -5,6 +5,7 @@ Each cell is made by itself: its seeds are its own, and nothing depends on which
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,6 +32,10 @@ class TaskExamples:
 
     train: Examples
     validation: Examples
+
+    def sha256(self) -> str:
+        """Digest of all of them, in hexadecimal digits."""
+        return hashlib.sha256(f"{self.train.sha256()} {self.validation.sha256()}".encode()).hexdigest()
 
 
 def load_examples(protocol: Protocol) -> dict[str, TaskExamples]:
@@ -74,7 +79,8 @@ def make_cell(
     Returns:
         What its file has, in JSON types: the cell; "metrics" in percent, "dense_score" of the dense classifier at the
         same stage, bytes and parameters of the table, its relative squared error, the options of the compression as
-        the configuration records them, numbers of examples, digest of the dense classifier, and "seconds".
+        the configuration records them, numbers and digest of examples, digest of the dense
+        classifier, and "seconds".
 
     Raises:
         ValueError: If cells of the same task and seed are of another dense classifier.
@@ -105,6 +111,7 @@ def make_cell(
         **facts,
         "num_train": len(examples.train),
         "num_validation": len(examples.validation),
+        "examples_sha256": examples.sha256(),
         "dense_sha256": digest,
         "seconds": seconds,
     }

@@ -7,7 +7,7 @@ cells are written elsewhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,34 @@ class ProtocolFolder:
                 "of an earlier run. Choose another --output."
             )
 
-    def begin(self, protocol: Protocol, base_sha256: str) -> dict[str, Any]:
+    def check_examples(self, digests: Mapping[str, str]) -> None:
+        """Refuse to go on with cells of other examples, which no table may mix; cells that note none are taken.
+
+        Args:
+            digests: Digest of the examples of each task.
+
+        Raises:
+            ValueError: If a cell of one of these tasks was made with other examples, or its file is damaged.
+        """
+        for task, digest in digests.items():
+            paths = sorted((self.path / "cells").glob(f"{task}-*.json"))
+            noted = {path.name: _read(path, "metrics").get("examples_sha256", digest) for path in paths}
+            if differing := [name for name, other in noted.items() if other != digest]:
+                raise ValueError(
+                    f"task {task!r} has other examples than {len(differing)} of its cells in {str(self.path)!r} were "
+                    f"made with ({differing[0]}: {noted[differing[0]][:12]} there and {digest[:12]} now); expected the "
+                    "same texts and labels, so that cells can be compared. Give the earlier data_dir, choose another "
+                    f"--output, or delete cells/{task}-*, and they are made again."
+                )
+
+    def begin(self, protocol: Protocol, base_sha256: str, token_counts_sha256: str | None = None) -> dict[str, Any]:
         """Note what cells are made with, or compare it to what those in the folder were made with.
 
         Args:
             protocol: The options.
             base_sha256: Digest of the base model.
+            token_counts_sha256: Digest of the counted shares where files are counted, whose names do not tell what
+                they hold; None where none are.
 
         Returns:
             What was noted: "base", "options", and under "made_with" versions and machine of each run that had others.
@@ -74,12 +96,14 @@ class ProtocolFolder:
         base = Path(protocol.base).resolve().name if Path(protocol.base).is_dir() else str(protocol.base)
         options: dict[str, Any] = {name: getattr(protocol, name) for name in _OF_CELLS}
         options |= {"token_counts": describe_sources(list(protocol.token_counts)), "base_sha256": base_sha256}
+        if token_counts_sha256 is not None:
+            options["token_counts_sha256"] = token_counts_sha256
         made_with = {"machine": describe_machine(protocol.device), "versions": installed_versions()}
         noted: dict[str, Any] = {"base": base, "options": options, "made_with": [made_with]}
         if self._run.is_file():
             before = _read(self._run, "options", "made_with")
             _check_equal(before["options"], options, self.path)
-            noted = {**before, "options": {**before["options"]}}
+            noted = {**before, "options": {**options, **before["options"]}}
             noted["options"]["extra_epochs"] = before["options"]["extra_epochs"] or protocol.extra_epochs
             if made_with not in before["made_with"]:
                 logger.warning(
@@ -117,12 +141,20 @@ class ProtocolFolder:
 
 
 def _check_equal(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Refuse other options; without fine-tuning, extra epochs made no difference."""
+    """Refuse other options; without fine-tuning, extra epochs made no difference, and not all runs count files."""
     names = [
         name
         for name in now
-        if before.get(name) != now[name] and not (name == "extra_epochs" and 0 in (before.get(name), now[name]))
+        if before.get(name) != now[name]
+        and not (name == "extra_epochs" and 0 in (before.get(name), now[name]))
+        and not (name == "token_counts_sha256" and name not in before)
     ]
+    if names == ["token_counts_sha256"]:
+        raise ValueError(
+            f"cells in {str(folder)!r} were made with other texts of token_counts {' '.join(now['token_counts'])} "
+            f"({before[names[0]][:12]} there and {now[names[0]][:12]} now); expected the same texts, so that cells can "
+            "be compared. Put the earlier texts back, or choose another --output."
+        )
     if names:
         differing = ", ".join(f"{name} {before.get(name)!r} there and {now[name]!r} now" for name in names)
         raise ValueError(

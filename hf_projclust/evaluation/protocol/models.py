@@ -25,11 +25,11 @@ from ...compression import compress
 from ...configuration_projclust import ProjClustConfig
 from ...folders import new_folder
 from ...modeling_projclust import projclust_model_class
-from ...token_counts import count_tokens, describe_sources
+from ...token_counts import count_tokens, describe_sources, names_files
 from ..classifiers import fine_tune, make_classifier
 from ..glue import Examples
 from ..whole_files import whole_file
-from .methods import compress_options
+from .methods import METHODS, compress_options
 from .plan import Cell, Protocol
 
 
@@ -66,7 +66,7 @@ class ClassifierStore:
         self._shares: Tensor | None = None
 
     def dense(self, task: str, seed: int) -> tuple[Any, str, float]:
-        """The dense classifier of a task and seed, fine-tuned if it is not there.
+        """The dense classifier of a task and seed, fine-tuned if it is not there or was on other examples.
 
         Args:
             task: Name of the task.
@@ -75,8 +75,10 @@ class ClassifierStore:
         Returns:
             The classifier, the digest of its weights, and the seconds of its fine-tuning.
         """
-        folder = self._folder(task, seed)
-        if not (folder / "config.json").is_file():
+        folder, examples_sha256 = self._folder(task, seed), self.train[task].sha256()
+        noted = folder / "examples_sha256"  # which a folder of an earlier version lacks
+        is_of_others = noted.is_file() and noted.read_text(encoding="utf-8") != examples_sha256
+        if is_of_others or not (folder / "config.json").is_file():
             model = make_classifier(self.protocol.base, task, seed=seed).to(self._device)
             begin = time.perf_counter()
             epochs = self.protocol.epochs
@@ -85,6 +87,7 @@ class ClassifierStore:
             with new_folder(folder, force=True) as partial:
                 model.save_pretrained(partial)
                 (partial / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
+                (partial / noted.name).write_text(examples_sha256, encoding="utf-8")
         model = AutoModelForSequenceClassification.from_pretrained(folder).to(self._device)
         return model, weights_sha256(model), json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
 
@@ -131,12 +134,30 @@ class ClassifierStore:
         sources = options.get("token_counts")
         if sources != list(self.protocol.token_counts):
             return compress(dense, tokenizer=self.tokenizer, **options)
-        if self._shares is None:
-            self._shares = count_tokens(sources, self.tokenizer, dense.get_input_embeddings().weight.shape[0])
-        model = compress(dense, tokenizer=self.tokenizer, **{**options, "token_counts": self._shares})
+        shares = self._counted(dense.get_input_embeddings().weight.shape[0])
+        model = compress(dense, tokenizer=self.tokenizer, **{**options, "token_counts": shares})
         for record in model.config.projclust["solver"].values():
             record["token_counts"] = describe_sources(sources)
         return model
+
+    def token_counts_sha256(self, vocab_size: int) -> str | None:
+        """Digest of the shares that are counted in files.
+
+        Args:
+            vocab_size: Rows of the table.
+
+        Returns:
+            The digest, in hexadecimal digits; None where no method takes the given sources or these name no files.
+        """
+        is_counted = any(METHODS[method].counts == "given" for method in self.protocol.methods)
+        if not is_counted or not names_files(self.protocol.token_counts):
+            return None
+        return hashlib.sha256(self._counted(vocab_size).numpy().tobytes()).hexdigest()
+
+    def _counted(self, vocab_size: int) -> Tensor:
+        if self._shares is None:
+            self._shares = count_tokens(list(self.protocol.token_counts), self.tokenizer, vocab_size)
+        return self._shares
 
     def drop_factors(self, cell: Cell) -> None:
         """Delete the kept factors of a compressed classifier whose cells are all made."""

@@ -57,8 +57,10 @@ def run_protocol(
     plan = protocol.cells(list(examples))
     cells = folder.read_cells(plan)
     tokenizer = load_tokenizer(protocol.base)
-    noted = folder.begin(protocol, _check_base(protocol, tokenizer))
+    folder.check_examples({task: found.sha256() for task, found in examples.items()})
+    base_sha256, vocab_size = _check_base(protocol, tokenizer)
     store = ClassifierStore(folder.models, protocol, tokenizer, {task: found.train for task, found in examples.items()})
+    noted = folder.begin(protocol, base_sha256, store.token_counts_sha256(vocab_size))
     missing = [cell for cell in plan if cell not in cells]
     with _one_bar(len(plan), len(cells)) as progress:
         try:
@@ -78,19 +80,20 @@ def run_protocol(
     return summarise(cells, plan), plan
 
 
-def _check_base(protocol: Protocol, tokenizer: Any) -> str:
-    """Digest of the base model's weights and vocabulary; a model or rate that cannot be taken is refused."""
+def _check_base(protocol: Protocol, tokenizer: Any) -> tuple[str, int]:
+    """Digest of the base model's weights and vocabulary, and rows of its table; what cannot be taken is refused."""
     model = own_model(protocol.base)
     if isinstance(model, ProjClustModelMixin):
         raise ValueError(
             f"{str(protocol.base)!r} is compressed already; expected a dense model, which is fine-tuned first. Give "
             "the model that it was made from."
         )
+    table = model.get_input_embeddings().weight.detach()
     for method in protocol.methods:
         for rate in protocol.rates:
-            check_fit(method, rate, model.get_input_embeddings().weight.detach())
+            check_fit(method, rate, table)
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(f"{weights_sha256(model)} {vocabulary}".encode()).hexdigest()
+    return hashlib.sha256(f"{weights_sha256(model)} {vocabulary}".encode()).hexdigest(), len(table)
 
 
 def _is_of_one_dense(cell: Cell, other: Cell) -> bool:
