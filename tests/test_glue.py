@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -60,10 +61,46 @@ def test_the_hubs_data_set_is_read_by_its_own_columns(task: str, monkeypatch: py
     assert examples.labels == [1]
 
 
-def test_the_first_examples_are_cut_from_all_columns() -> None:
-    examples = Examples(["a", "b", "c"], ["d", "e", "f"], [0, 1, 0])
-    assert examples.head(2) == Examples(["a", "b"], ["d", "e"], [0, 1])
-    assert examples.head(None) == examples.head(9) == examples
+@pytest.mark.parametrize("error", [ConnectionError("no route"), ValueError("Couldn't find cache for nyu-mll/glue")])
+def test_a_hub_out_of_reach_is_said_with_the_way_out(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(name: str, config: str, split: str) -> datasets.Dataset:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(ConnectionError, match=f"could not be had from the Hub .*Give data_dir, .*{error}"):
+        load_glue("rte", "validation")
+
+
+HEADER, ROW = "index\tsentence1\tsentence2\tlabel\n", "0\tone\ttwo\tentailment\n"
+
+
+def test_blank_lines_are_skipped(tmp_path: Path) -> None:
+    write(tmp_path, "rte", f"{HEADER}\n{ROW}\n \n{ROW}\r\n\n")
+    assert load_glue("rte", "validation", tmp_path) == Examples(["one"] * 2, ["two"] * 2, [0, 0])
+
+
+def test_a_few_cut_rows_are_left_out_with_one_warning(tmp_path: Path, upstream_log: Any) -> None:
+    path = write(tmp_path, "rte", HEADER + 99 * ROW + "0\tone\n" + 98 * ROW + "0\tone\ttwo\n" + ROW)
+    assert len(load_glue("rte", "validation", tmp_path)) == 198
+    assert [record.getMessage() for record in upstream_log.records] == [
+        f"2 of 200 examples of {path} have too few columns and are left out."
+    ]
+    write(tmp_path, "rte", HEADER + 197 * ROW + 3 * "0\tone\n")
+    with pytest.raises(ValueError, match=r"example 198 of .* has 2 columns, and 3 of 200 .*expected at least 4"):
+        load_glue("rte", "validation", tmp_path)
+
+
+def test_a_text_of_any_length_and_with_any_breaks_of_lines_is_read(tmp_path: Path) -> None:
+    text = "a\u2028\x85" * 100_000
+    write(tmp_path, "sst2", f"sentence\tlabel\n{text}\t1\n")
+    assert load_glue("sst2", "validation", tmp_path).first == [text]
+
+
+def test_a_file_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "rte", "")
+    path.write_bytes(HEADER.encode() + b"0\tcaf\xe9\ttwo\tentailment\n")
+    with pytest.raises(ValueError, match=r"RTE/dev\.tsv' is not in UTF-8 .*Fetch it again"):
+        load_glue("rte", "validation", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +108,7 @@ def test_the_first_examples_are_cut_from_all_columns() -> None:
     [
         ("index\tsentence1\tlabel\n0\tone\t1\n", "has no column 'sentence2' but 'index', 'sentence1', 'label'"),
         ("", "has no column 'sentence1', 'sentence2', 'label'"),
-        ("index\tsentence1\tsentence2\tlabel\n0\tone\ttwo\n", "example 1 of .* has 3 columns; expected at least 4"),
+        ("index\tsentence1\tsentence2\tlabel\n0\tone\ttwo\n", "example 1 of .* has 3 columns, .*; expected at least 4"),
         ("index\tsentence1\tsentence2\tlabel\n0\tone\ttwo\tmaybe\n", "has the label 'maybe'; expected one of entail"),
         ("index\tsentence1\tsentence2\tlabel\n0\tone\ttwo\t2\n", "has the label '2'"),
         ("index\tsentence1\tsentence2\tlabel\n0\tone\ttwo\t-1\n", "has the label '-1'"),
@@ -83,9 +120,10 @@ def test_a_file_of_another_layout_is_refused(text: str, problem: str, tmp_path: 
         load_glue("rte", "validation", tmp_path)
 
 
-def test_a_score_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, "stsb", "sentence1\tsentence2\tscore\none\ttwo\tgood\n")
-    with pytest.raises(ValueError, match="has the label 'good'; expected a number"):
+@pytest.mark.parametrize("label", ["good", "nan", "inf"])
+def test_a_score_that_is_no_number_is_refused(label: str, tmp_path: Path) -> None:
+    write(tmp_path, "stsb", f"sentence1\tsentence2\tscore\none\ttwo\t{label}\n")
+    with pytest.raises(ValueError, match=f"has the label '{label}'; expected a number"):
         load_glue("stsb", "validation", tmp_path)
 
 
@@ -115,6 +153,12 @@ def test_metrics_are_those_of_the_task_by_hand() -> None:
 def test_a_classifier_that_says_one_thing_only_has_correlation_zero_without_a_warning() -> None:
     assert glue_metrics("stsb", [2.0, 2.0, 2.0], [1.0, 2, 3]) == {"pearson": 0, "spearman": 0, "score": 0}
     assert glue_metrics("cola", [1, 1, 1], [1, 0, 1]) == {"matthews": 0, "score": 0}
+
+
+@pytest.mark.parametrize("task", ["stsb", "rte"])
+def test_predictions_that_are_no_numbers_are_refused(task: str) -> None:
+    with pytest.raises(ValueError, match="1 of 3 predictions are NaN or infinite"):
+        glue_metrics(task, [1.0, math.nan, 0.0], [1, 0, 1])
 
 
 def test_predictions_and_labels_of_unequal_number_are_refused() -> None:

@@ -1,5 +1,6 @@
 """The protocol of benchmark glue: one command makes all cells, goes on after a stop, and sums up what is there."""
 
+import copy
 import dataclasses
 import inspect
 import json
@@ -13,7 +14,7 @@ import pytest
 import torch
 import typer
 from conftest import TINY_MODELS, VOCAB_SIZE, run_cli, run_python
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel, GPT2Config, GPT2Model
 
 from hf_projclust.cli.glue import GlueCommand, glue
 from hf_projclust.evaluation.glue import Examples
@@ -345,7 +346,7 @@ def test_bad_options_are_refused(options: dict[str, Any], problem: str, data: Pa
         protocol(data, **options)
 
 
-def test_what_cannot_be_made_is_refused_before_anything_is_written(data: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_made_is_refused_before_anything_is_written(data: Path, tmp_path: Path, tokenizer: Any) -> None:
     with pytest.raises(FileNotFoundError, match="expected the layout of the official download"):
         run_protocol(protocol(data, tasks=("rte",)), tmp_path / "out")
     with pytest.raises(ValueError, match="compression=0.999"):
@@ -355,7 +356,33 @@ def test_what_cannot_be_made_is_refused_before_anything_is_written(data: Path, t
     shutil.copy(data / "base/tokenizer_config.json", tmp_path / "compressed")
     with pytest.raises(ValueError, match="is compressed already"):
         run_protocol(protocol(data, base=tmp_path / "compressed"), tmp_path / "out")
+    config = BertConfig.from_pretrained(data / "base", num_labels=2)
+    save_base(BertForSequenceClassification(config), tmp_path / "classifier", tokenizer)
+    for tasks in (("sst2",), ("stsb",)):  # of as many outputs, and of others
+        with pytest.raises(ValueError, match="expected a pretrained model, which is given a fresh head"):
+            run_protocol(protocol(data, base=tmp_path / "classifier", tasks=tasks), tmp_path / "out")
+    config = GPT2Config(vocab_size=VOCAB_SIZE, n_embd=16, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
+    save_base(GPT2Model(config), tmp_path / "gpt2", tokenizer)
+    with pytest.raises(ValueError, match=r"Set model\.config\.pad_token_id"):
+        run_protocol(protocol(data, base=tmp_path / "gpt2"), tmp_path / "out")
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = None
+    save_base(GPT2Model(config), tmp_path / "gpt2", tokenizer)
+    with pytest.raises(ValueError, match=r"Set tokenizer\.pad_token"):
+        run_protocol(protocol(data, base=tmp_path / "gpt2"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def save_base(model: Any, folder: Path, tokenizer: Any) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def test_a_base_in_bfloat16_is_fine_tuned_in_float32(data: Path, tmp_path: Path, tokenizer: Any) -> None:
+    save_base(BertModel.from_pretrained(data / "base", dtype=torch.bfloat16), tmp_path / "base", tokenizer)
+    small: dict[str, Any] = {"tasks": ("stsb",), "methods": ("svd",), "extra_epochs": 0.0}
+    run_protocol(protocol(data, **small, base=tmp_path / "base"), tmp_path / "out")
+    assert cells_in(tmp_path / "out")["stsb-0-dense-before.json"]["table_bytes"] == VOCAB_SIZE * 16 * 4
 
 
 def test_cells_without_fine_tuning_come_first_and_small_tasks_before_large_ones(data: Path) -> None:

@@ -36,10 +36,10 @@ def make_classifier(source: str | Path, task: str, *, seed: int = 0) -> Any:
         seed: Seed of the head.
 
     Returns:
-        The model, whose configuration names the task's labels.
+        The model in float32, whatever its checkpoint has; its configuration names the task's labels.
 
     Raises:
-        ValueError: If there is no such task.
+        ValueError: If there is no such task, or the source has an output layer already, as a classifier has.
     """
     glue_task = check_task(task)
     names: dict[str, Any] = {
@@ -47,11 +47,57 @@ def make_classifier(source: str | Path, task: str, *, seed: int = 0) -> Any:
         "label2id": {label: place for place, label in enumerate(glue_task.labels)},
     }
     set_seed(seed)
-    return AutoModelForSequenceClassification.from_pretrained(
+    model, report = AutoModelForSequenceClassification.from_pretrained(
         source,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # they are refused below
+        output_loading_info=True,
         problem_type="single_label_classification" if glue_task.labels else "regression",
         **(names if glue_task.labels else {"num_labels": 1}),
     )
+    body = f"{model.base_model_prefix}."
+    # Other layers of a head may be those of pretraining, as in ModernBERT.
+    outputs = {
+        name
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(body) and tensor.shape[:1] == (glue_task.num_outputs,)
+    }
+    mismatched = {name for name, *_ in report["mismatched_keys"]}
+    if kept := sorted(mismatched | (outputs - set(report["missing_keys"]))):
+        raise ValueError(
+            f"{str(source)!r} has weights of its own for {', '.join(kept)} of a {type(model).__name__}; expected a "
+            "pretrained model, which is given a fresh head. Give the model that this classifier was made from."
+        )
+    return model
+
+
+def check_padding(model: Any, tokenizer: Any) -> None:
+    """Refuse a model or tokenizer that cannot take examples of several lengths in a batch.
+
+    Args:
+        model: A sequence classifier.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        ValueError: If the tokenizer has no padding token, or the model needs to know its id and does not.
+    """
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no padding token; expected one, since examples of a batch "
+            "are padded to one length. Set tokenizer.pad_token = tokenizer.eos_token, or a token of its own, and save "
+            "it; set model.config.pad_token_id to its id likewise."
+        )
+    if model.config.get_text_config().pad_token_id is not None:
+        return
+    try:  # which of the classifiers look for the last token before the padding, no attribute says
+        with torch.no_grad():
+            model(input_ids=torch.full((2, 1), tokenizer.pad_token_id, device=model.device))
+    except ValueError as error:
+        raise ValueError(
+            f"{type(model).__name__} has no pad_token_id in its configuration ({error}); expected that of the "
+            f"tokenizer, {tokenizer.pad_token_id}. Set model.config.pad_token_id = tokenizer.pad_token_id, and save "
+            "the model."
+        ) from error
 
 
 def fine_tune(
@@ -113,7 +159,7 @@ def score_classifier(
     """Score a classifier on examples of a task.
 
     Args:
-        model: A sequence classifier; labels that its configuration names like the task's may be in another order.
+        model: A sequence classifier; labels that named like the task's or by number may be in any order.
         tokenizer: Its tokenizer.
         examples: What to score it on.
         task: Name of the task.
@@ -124,10 +170,12 @@ def score_classifier(
         Metrics as ``glue_metrics`` gives them, in percent.
 
     Raises:
-        ValueError: If there is no such task, or the model has not its number of outputs.
+        ValueError: If there is no such task, the model has not its number of outputs or names other labels, or nothing
+            can be padded.
         ModuleNotFoundError: If scikit-learn or scipy is not installed.
     """
     places = _places_of_labels(model.config, task)
+    check_padding(model, tokenizer)
     logits = predict(model, tokenizer, examples, batch_size=batch_size, max_length=max_length)
     predictions = logits.squeeze(1) if places is None else torch.tensor(places)[logits.argmax(dim=1)]
     return glue_metrics(task, predictions.tolist(), examples.labels)
@@ -177,7 +225,18 @@ def _places_of_labels(config: Any, task: str) -> list[int] | None:
         )
     if not glue_task.labels:
         return None
-    names = [str(config.id2label[number]).lower().replace("-", "_") for number in range(config.num_labels)]
-    if sorted(names) != sorted(glue_task.labels):
-        return list(range(config.num_labels))
-    return [glue_task.labels.index(name) for name in names]
+    given = [str(config.id2label.get(number)) for number in range(config.num_labels)]
+    names = [name.lower().replace("-", "_").replace(" ", "_") for name in given]
+    numbers = range(config.num_labels)
+    for known in (
+        list(glue_task.labels),
+        [f"label_{number}" for number in numbers],
+        [str(number) for number in numbers],
+    ):
+        if sorted(names) == sorted(known):
+            return [known.index(name) for name in names]
+    raise ValueError(
+        f"the classifier names its labels {', '.join(given)}; expected {', '.join(glue_task.labels)} for the task "
+        f"{task!r}, in any order, or LABEL_0 and so on. Set id2label of its configuration, or give a model that was "
+        "fine-tuned for this task."
+    )

@@ -6,7 +6,6 @@ the matched part is taken. Nothing is trained or predicted here. Tasks and metri
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -17,11 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from transformers.utils import logging
 
 from .extras import needed
 
+logger = logging.get_logger(__name__)
+
 Split = Literal["train", "validation"]
 HUB_ID = "nyu-mll/glue"
+_MOST_CUT = 0.01  # of the lines of a file; two of the official training file of QQP are
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,6 @@ class Examples:
         """Digest of texts and labels in their order, in hexadecimal digits."""
         return hashlib.sha256(json.dumps([self.first, self.second, self.labels]).encode()).hexdigest()
 
-    def head(self, count: int | None) -> Examples:
-        """The first examples; all of them if there are fewer, or for None."""
-        second = None if self.second is None else self.second[:count]
-        return Examples(self.first[:count], second, self.labels[:count])
-
 
 def check_task(task: str) -> GlueTask:
     """The task of a name.
@@ -125,11 +123,12 @@ def load_glue(task: str, split: Split, data_dir: str | Path | None = None) -> Ex
         data_dir: Folder in the layout of the official download; by default the Hub's data set.
 
     Returns:
-        The examples, in their order.
+        The examples, in their order; without blank lines of a file, and with a warning without those that are cut.
 
     Raises:
-        ValueError: If there is no such task or split, or a file is of another layout.
+        ValueError: If there is no such task or split, a file is of another layout, or more than 1 % of it is cut.
         FileNotFoundError: If the folder lacks the file.
+        ConnectionError: If the Hub's data set cannot be had.
         ModuleNotFoundError: If ``datasets`` is needed and not installed.
     """
     glue_task = check_task(task)
@@ -140,7 +139,15 @@ def load_glue(task: str, split: Split, data_dir: str | Path | None = None) -> Ex
     if data_dir is not None:
         return _read_file(glue_task, Path(data_dir), split)
     part = split if task != "mnli" or split == "train" else "validation_matched"
-    rows = needed("datasets").load_dataset(HUB_ID, task, split=part)
+    datasets = needed("datasets")
+    try:
+        rows = datasets.load_dataset(HUB_ID, task, split=part)
+    except (OSError, ValueError) as error:  # ValueError: offline, and not in the cache
+        raise ConnectionError(
+            f"the data set {HUB_ID!r} could not be had from the Hub for the task {task!r}; expected a Hub that can be "
+            "reached from here, or the data set in its cache. Give data_dir, a folder in the layout of the official "
+            f"download of GLUE. ({error})"
+        ) from error
     texts = [list(rows[column]) for column in glue_task.hub_columns]
     return Examples(texts[0], texts[1] if len(texts) > 1 else None, list(rows["label"]))
 
@@ -158,7 +165,7 @@ def glue_metrics(task: str, predictions: Sequence[Any], labels: Sequence[Any]) -
         the same for all examples is 0.
 
     Raises:
-        ValueError: If there is no such task, or not one prediction for each label.
+        ValueError: If there is no such task, not one prediction for each label, or a prediction is no finite number.
         ModuleNotFoundError: If scikit-learn or scipy is not installed.
     """
     metrics, stats = needed("sklearn.metrics"), needed("scipy.stats")
@@ -172,6 +179,11 @@ def glue_metrics(task: str, predictions: Sequence[Any], labels: Sequence[Any]) -
         "spearman": lambda true, found: stats.spearmanr(true, found).statistic,
     }
     found, true = np.asarray(predictions), np.asarray(labels)
+    if num_bad := int(np.count_nonzero(~np.isfinite(found))):
+        raise ValueError(
+            f"{num_bad} of {len(found)} predictions are NaN or infinite; expected finite numbers. The training may "
+            "have diverged: lower its learning rate."
+        )
     figures = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
@@ -189,8 +201,13 @@ def _read_file(task: GlueTask, folder: Path, split: Split) -> Examples:
             f"no file {str(path)!r}; expected the layout of the official download of GLUE. Give the folder that has "
             f"{task.folder}, or leave it out to take the Hub's."
         )
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{str(path)!r} is not in UTF-8 ({error}); expected a file of GLUE's official download. Fetch it again."
+        ) from error
+    lines = [line.split("\t") for line in text.split("\n") if line.strip()]
     places: list[int]
     if isinstance(task.columns[0], int):
         places = [int(column) for column in task.columns]
@@ -202,12 +219,17 @@ def _read_file(task: GlueTask, folder: Path, split: Split) -> Examples:
                 "expected those of the official download of GLUE. Take that file."
             )
         places = [header.index(str(column)) for column in task.columns]
-    for number, line in enumerate(lines):
-        if len(line) <= max(places):
-            raise ValueError(
-                f"example {number + 1} of {str(path)!r} has {len(line)} columns; expected at least {max(places) + 1}. "
-                "The file is cut or of another layout: fetch it again."
-            )
+    cut = [number for number, line in enumerate(lines) if len(line) <= max(places)]
+    if len(cut) > _MOST_CUT * len(lines):
+        raise ValueError(
+            f"example {cut[0] + 1} of {str(path)!r} has {len(lines[cut[0]])} columns, and {len(cut)} of {len(lines)} "
+            f"have too few; expected at least {max(places) + 1}. The file is cut or of another layout: fetch it again."
+        )
+    if cut:
+        logger.warning(
+            "%d of %d examples of %s have too few columns and are left out.", len(cut), len(lines), str(path)
+        )
+        lines = [line for line in lines if len(line) > max(places)]
     *texts, labels = ([line[place] for line in lines] for place in places)
     return Examples(texts[0], texts[1] if len(texts) > 1 else None, [_label(task, label, path) for label in labels])
 
@@ -217,8 +239,9 @@ def _label(task: GlueTask, text: str, path: Path) -> Any:
         return task.labels.index(text)
     try:
         if not task.labels:
-            return float(text)
-        if 0 <= int(text) < len(task.labels):
+            if math.isfinite(float(text)):
+                return float(text)
+        elif 0 <= int(text) < len(task.labels):
             return int(text)
     except ValueError:
         pass

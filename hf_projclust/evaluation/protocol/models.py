@@ -88,7 +88,7 @@ class ClassifierStore:
                 model.save_pretrained(partial)
                 (partial / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
                 (partial / noted.name).write_text(examples_sha256, encoding="utf-8")
-        model = AutoModelForSequenceClassification.from_pretrained(folder).to(self._device)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(self._device)
         return model, weights_sha256(model), json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
 
     def compressed(self, cell: Cell, dense: Any, digest: str) -> tuple[Any, float]:

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from ...inputs import own_model
 from ...loading import load_tokenizer
 from ...modeling_projclust import ProjClustModelMixin
+from ..classifiers import check_padding, make_classifier
 from ..extras import needed
 from .cells import load_examples, make_cell
 from .folder import ProtocolFolder
@@ -92,6 +93,7 @@ def _check_base(protocol: Protocol, tokenizer: Any) -> tuple[str, int]:
     for method in protocol.methods:
         for rate in protocol.rates:
             check_fit(method, rate, table)
+    check_padding(make_classifier(protocol.base, protocol.tasks[0]), tokenizer)
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(f"{weights_sha256(model)} {vocabulary}".encode()).hexdigest(), len(table)
 
