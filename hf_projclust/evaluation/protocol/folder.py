@@ -58,32 +58,19 @@ class ProtocolFolder:
                 "of an earlier run. Choose another --output."
             )
 
-    def check_examples(self, digests: Mapping[str, str]) -> None:
-        """Refuse to go on with cells of other examples, which no table may mix; cells that note none are taken.
-
-        Args:
-            digests: Digest of the examples of each task.
-
-        Raises:
-            ValueError: If a cell of one of these tasks was made with other examples, or its file is damaged.
-        """
-        for task, digest in digests.items():
-            paths = sorted((self.path / "cells").glob(f"{task}-*.json"))
-            noted = {path.name: _read(path, "metrics").get("examples_sha256", digest) for path in paths}
-            if differing := [name for name, other in noted.items() if other != digest]:
-                raise ValueError(
-                    f"task {task!r} has other examples than {len(differing)} of its cells in {str(self.path)!r} were "
-                    f"made with ({differing[0]}: {noted[differing[0]][:12]} there and {digest[:12]} now); expected the "
-                    "same texts and labels, so that cells can be compared. Give the earlier data_dir, choose another "
-                    f"--output, or delete cells/{task}-*, and they are made again."
-                )
-
-    def begin(self, protocol: Protocol, base_sha256: str, token_counts_sha256: str | None = None) -> dict[str, Any]:
+    def begin(
+        self,
+        protocol: Protocol,
+        base_sha256: str,
+        examples_sha256: Mapping[str, str],
+        token_counts_sha256: str | None = None,
+    ) -> dict[str, Any]:
         """Note what cells are made with, or compare it to what those in the folder were made with.
 
         Args:
             protocol: The options.
             base_sha256: Digest of the base model.
+            examples_sha256: Digest of the examples of each task.
             token_counts_sha256: Digest of the counted shares where files are counted, whose names do not tell what
                 they hold; None where none are.
 
@@ -91,7 +78,8 @@ class ProtocolFolder:
             What was noted: "base", "options", and under "made_with" versions and machine of each run that had others.
 
         Raises:
-            ValueError: If the folder's cells were made with other options, or of another base; nothing is written then.
+            ValueError: If the folder's cells were made with other options or examples, or of another base; nothing is
+                written then.
         """
         base = Path(protocol.base).resolve().name if Path(protocol.base).is_dir() else str(protocol.base)
         options: dict[str, Any] = {name: getattr(protocol, name) for name in _OF_CELLS}
@@ -103,6 +91,7 @@ class ProtocolFolder:
         if self._run.is_file():
             before = _read(self._run, "options", "made_with")
             _check_equal(before["options"], options, self.path)
+            self._check_examples(examples_sha256)
             noted = {**before, "options": {**options, **before["options"]}}
             noted["options"]["extra_epochs"] = before["options"]["extra_epochs"] or protocol.extra_epochs
             if made_with not in before["made_with"]:
@@ -131,6 +120,19 @@ class ProtocolFolder:
     def write_cell(self, cell: Cell, record: dict[str, Any]) -> None:
         """Write a cell, whole or not at all."""
         _write(self._file(cell), record)
+
+    def _check_examples(self, digests: Mapping[str, str]) -> None:
+        """Refuse cells of other examples, which no table may mix; those that note none are taken."""
+        for task, digest in digests.items():
+            paths = sorted((self.path / "cells").glob(f"{task}-*.json"))
+            noted = {path.name: _read(path, "metrics").get("examples_sha256", digest) for path in paths}
+            if differing := [name for name, other in noted.items() if other != digest]:
+                raise ValueError(
+                    f"task {task!r} has other examples than {len(differing)} of its cells in {str(self.path)!r} were "
+                    f"made with ({differing[0]}: {noted[differing[0]][:12]} there and {digest[:12]} now); expected the "
+                    "same texts and labels, so that cells can be compared. Give the earlier data_dir, choose another "
+                    f"--output, or delete cells/{task}-*, and they are made again."
+                )
 
     @property
     def _run(self) -> Path:

@@ -58,10 +58,10 @@ def run_protocol(
     plan = protocol.cells(list(examples))
     cells = folder.read_cells(plan)
     tokenizer = load_tokenizer(protocol.base)
-    folder.check_examples({task: found.sha256() for task, found in examples.items()})
     base_sha256, vocab_size = _check_base(protocol, tokenizer)
     store = ClassifierStore(folder.models, protocol, tokenizer, {task: found.train for task, found in examples.items()})
-    noted = folder.begin(protocol, base_sha256, store.token_counts_sha256(vocab_size))
+    digests = {task: found.sha256() for task, found in examples.items()}
+    noted = folder.begin(protocol, base_sha256, digests, store.token_counts_sha256(vocab_size))
     missing = [cell for cell in plan if cell not in cells]
     with _one_bar(len(plan), len(cells)) as progress:
         try:
