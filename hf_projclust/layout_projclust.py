@@ -47,6 +47,7 @@ class FactorLayout:
     row_ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # where each cluster ends among the
     coefficient_ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # stored rows, coefficients
     basis_ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # and rows of stacked bases
+    origins: tuple[int, ...] = field(init=False, repr=False, compare=False)  # row r of a cluster is at origin + r * j_i
 
     def __post_init__(self) -> None:
         """Check the numbers before any memory is reserved for them."""
@@ -75,6 +76,8 @@ class FactorLayout:
         object.__setattr__(self, "row_ends", tuple(accumulate(self.cluster_sizes)))
         object.__setattr__(self, "coefficient_ends", tuple(accumulate(self.coefficient_counts)))
         object.__setattr__(self, "basis_ends", tuple(accumulate(self.basis_ranks)))
+        ends = zip(self.coefficient_ends, self.row_ends, self.cluster_ranks, strict=True)
+        object.__setattr__(self, "origins", tuple(end - row_end * rank for end, row_end, rank in ends))
 
     @staticmethod
     def from_dict(fields: Any) -> FactorLayout:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .evaluation.batches import states_of
+from .outputs import states_of
 
 
 def check_nothing_is_missing(model: Any, missing: Iterable[str], path: str | Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from .resources import number_of_bytes
 from .token_counts import check_sources, describe_sources
 from .token_counts.sources import written_sources
+from .whole_numbers import check_whole
 
 # Coordinates that a byte stands for, by their bits; 3 bits are a little less.
 COEFFICIENT_BITS = {8: 1, 4: 2, 3: 3, 2: 4}
@@ -190,9 +191,9 @@ class FactoringOptions:
 
     def _check_count(self, name: str, least: int, way_out: str) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
-            raise ValueError(f"{name}={value!r}; expected a whole number, {least} or more. {way_out}.")
-        object.__setattr__(self, name, int(value))
+        value = int(value) if not isinstance(value, bool) and isinstance(value, numbers.Integral) else value
+        check_whole(name, value, least, way_out=f"{way_out}.")
+        object.__setattr__(self, name, value)
 
     def _check_share(self, name: str, expected: str) -> None:
         value = getattr(self, name)

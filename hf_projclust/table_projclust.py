@@ -119,7 +119,7 @@ class FactoredTable(nn.Module):
         """One row of the dense table, by its cluster and its place among all stored rows: a copy, shape (1, d)."""
         layout = self.layout
         rank, basis_end = layout.cluster_ranks[number], layout.basis_ends[number]
-        first = layout.coefficient_ends[number] - (layout.row_ends[number] - row) * rank
+        first = layout.origins[number] + row * rank
         coordinates = self.coefficients[first : first + rank].unsqueeze(0)
         return coordinates.clone() if rank == layout.dim else coordinates.mm(self.bases[basis_end - rank : basis_end])
 
@@ -154,9 +154,7 @@ class FactoredTable(nn.Module):
         layout, widest = self.layout, max(self.layout.cluster_ranks)
         if layout.coefficient_ends[-1] < 2:  # a look-up in one number is more than inductor makes threaded code of
             return self.coefficients.sum().expand(stored_rows.shape[0], widest)
-        shapes = zip(layout.coefficient_ends, layout.row_ends, layout.cluster_ranks, strict=True)
-        origins = [coefficient_end - row_end * rank for coefficient_end, row_end, rank in shapes]
-        first = of_clusters(origins, clusters) + stored_rows * of_clusters(layout.cluster_ranks, clusters)
+        first = of_clusters(layout.origins, clusters) + stored_rows * of_clusters(layout.cluster_ranks, clusters)
         places = first.unsqueeze(1) + torch.arange(widest, device=first.device)  # (m, j_max)
         return self.coefficients[places.clamp(max=layout.coefficient_ends[-1] - 1)]
 

@@ -18,11 +18,11 @@ from hf_projclust.evaluation.batches import (
     batches_of_one_length,
     is_causal,
     language_model_kind,
-    last_states,
     longest,
     tokens_of,
 )
 from hf_projclust.evaluation.masking import mask_texts
+from hf_projclust.outputs import last_states
 
 LANGUAGE_MODELS = {"bert": "masked", "gpt2": "causal", "llama": "causal", "t5": "encoder-decoder"}
 LANGUAGE_MODELS |= {"bart": "encoder-decoder", "gemma3": "causal"}

@@ -162,3 +162,11 @@ def test_a_classifier_of_another_number_of_labels_is_refused(tokenizer: Any) -> 
     config.num_labels = 3
     with pytest.raises(ValueError, match="the classifier has 3 outputs; expected 2 for the task 'rte'"):
         score_classifier(BertForSequenceClassification(config), tokenizer, TEXTS, "rte")
+
+
+def test_a_classifier_that_gives_nan_has_no_score(source: Path, tokenizer: Any) -> None:
+    model = make_classifier(source, "sst2")
+    with torch.no_grad():
+        model.classifier.bias[0] = float("nan")
+    with pytest.raises(ValueError, match="16 of 32 logits of the classifier are NaN or infinite"):
+        score_classifier(model, tokenizer, TEXTS, "sst2")

@@ -34,3 +34,12 @@ def test_the_fidelity_of_a_model_to_itself_is_one_whatever_its_kind(name: str, t
     assert measure_fidelity(model, model, tokenizer)["mean_cosine"] == pytest.approx(1, abs=1e-6)
     other = TINY_MODELS[name].compressed(compression=0.8)
     assert 0 < measure_fidelity(model, other, tokenizer)["mean_cosine"] < 0.999
+
+
+@pytest.mark.parametrize("which", ["dense", "compressed"])
+def test_a_model_that_gives_nan_has_no_fidelity(which: str, tokenizer: Any) -> None:
+    models = {name: TINY_MODELS["bert"].build() for name in ("dense", "compressed")}
+    with torch.no_grad():
+        models[which].get_input_embeddings().weight[:] = float("nan")
+    with pytest.raises(ValueError, match=f"numbers in sentence embeddings of the {which} model are NaN or infinite"):
+        measure_fidelity(models["dense"], models["compressed"], tokenizer)

@@ -275,7 +275,7 @@ TEXTS = ["good film"]
         ({"max_length": 0}, ValueError, "max_length=0"),
         ({"num_epochs": 0}, ValueError, "num_epochs=0; expected a finite number above 0"),
         ({"num_epochs": float("inf")}, ValueError, "num_epochs=inf; expected a finite number above 0"),
-        ({"seed": -1}, ValueError, "seed=-1; expected a whole number from 0 to 4294967295"),
+        ({"seed": -1}, ValueError, "seed=-1; expected a whole number, 0 to 4,294,967,295"),
         ({"seed": 2**32}, ValueError, "seed=4294967296; expected a whole number"),
         ({"learning_rate": 1.0}, ValueError, "learning_rate=1.0; expected a share"),
         ({"learning_rate": float("nan")}, ValueError, "learning_rate=nan"),
@@ -355,6 +355,14 @@ def test_a_teacher_that_lacks_what_the_loss_depends_on_is_refused(
     else:
         with pytest.raises(ValueError, match=message):
             recover(model, tmp_path, tokenizer, random_texts(8), **QUICK)
+
+
+def test_a_decoder_that_no_token_begins_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    tiny = TINY_MODELS["t5"]
+    model, teacher = tiny.compressed(), tiny.build()
+    model.config.decoder_start_token_id = None
+    with pytest.raises(ValueError, match="names neither decoder_start_token_id nor bos_token_id"):
+        recover(model, teacher, tokenizer, TEXTS, **QUICK)
 
 
 def test_texts_that_are_held_out_are_not_trained_on() -> None:

@@ -14,7 +14,8 @@ from torch.nn.functional import cosine_similarity, kl_div, log_softmax
 from transformers.utils import logging
 
 from ..losses import share
-from .batches import batches_of_one_length, check_finite, language_model_kind, last_states, logits_of
+from ..outputs import last_states, logits_of
+from .batches import batches_of_one_length, check_finite, language_model_kind
 from .masking import mask_texts
 
 _MOST_NUMBERS = 2**22  # of log-probabilities at a time, 32 MiB in float64

@@ -1,4 +1,4 @@
-"""Tokens of texts in batches without padding, and what a model gives for a batch.
+"""Tokens of texts in batches without padding, and what kind of model reads them.
 
 Texts of one length go together, so that models without a padding token are batched too, and no figure depends on how a
 model treats padding. How many texts share a batch is bounded by the numbers that come out of it.
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 from ..configuration_projclust import PREFIX
+from ..outputs import logits_of
 
 LanguageModel = Literal["masked", "causal", "encoder-decoder"]
 MAX_LENGTH = 512
@@ -124,65 +125,3 @@ def is_causal(model: Any, texts: Sequence[Tensor]) -> bool:
                 logits, changed = (logits_of(model, ids.unsqueeze(0))[:, :-1].float() for ids in (one, other))
                 return bool((logits - changed).norm() <= _SAME * logits.norm())
     return True
-
-
-@torch.no_grad()
-def last_states(model: Any, ids: Tensor) -> Tensor:
-    """Last hidden states of texts; of an encoder-decoder those of the encoder.
-
-    Args:
-        model: A text model, with or without a head.
-        ids: Token ids, shape (texts, tokens).
-
-    Returns:
-        Hidden states, shape (texts, tokens, width), float32.
-    """
-    body = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
-    ids = ids.to(model.device)
-    states: Tensor = body(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-    return states.float()
-
-
-def states_of(outputs: Any) -> list[Tensor]:
-    """Last hidden states among the outputs of a model.
-
-    Args:
-        outputs: Outputs with hidden states.
-
-    Returns:
-        Those of the decoder or the only part, then those of the encoder beside it, each (texts, tokens, width).
-    """
-    last = getattr(outputs, "last_hidden_state", None)
-    if last is None:
-        last = (getattr(outputs, "hidden_states", None) or outputs.decoder_hidden_states)[-1]
-    encoder = getattr(outputs, "encoder_last_hidden_state", None)
-    return [last] if encoder is None else [last, encoder]
-
-
-@torch.no_grad()
-def logits_of(model: Any, ids: Tensor) -> Tensor:
-    """Logits of a language model for each token of texts; the decoder of an encoder-decoder reads the same text again.
-
-    Args:
-        model: A language model.
-        ids: Token ids, shape (texts, tokens).
-
-    Returns:
-        Logits, shape (texts, tokens, vocabulary), in the dtype of the model.
-
-    Raises:
-        ValueError: If the configuration of an encoder-decoder names no token that the decoder begins with.
-    """
-    ids = ids.to(model.device)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if model.config.is_encoder_decoder:
-        names = ("decoder_start_token_id", "bos_token_id")  # as generation takes them
-        start = next((token for name in names if (token := getattr(model.config, name, None)) is not None), None)
-        if start is None:
-            raise ValueError(
-                "the configuration names neither decoder_start_token_id nor bos_token_id; expected the token that the "
-                "decoder begins with. Set it in config.json."
-            )
-        inputs["decoder_input_ids"] = torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], dim=1)
-    logits: Tensor = model(**inputs).logits
-    return logits

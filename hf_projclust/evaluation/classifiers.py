@@ -22,6 +22,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
+from .batches import check_finite
 from .glue import Examples, check_task, glue_metrics
 
 MAX_LENGTH = 128  # tokens of an example, as is usual for GLUE
@@ -170,13 +171,14 @@ def score_classifier(
         Metrics as ``glue_metrics`` gives them, in percent.
 
     Raises:
-        ValueError: If there is no such task, the model has not its number of outputs or names other labels, or nothing
-            can be padded.
+        ValueError: If there is no such task, the model has not its number of outputs or names other labels, nothing
+            can be padded, or a logit is not finite.
         ModuleNotFoundError: If scikit-learn or scipy is not installed.
     """
     places = _places_of_labels(model.config, task)
     check_padding(model, tokenizer)
     logits = predict(model, tokenizer, examples, batch_size=batch_size, max_length=max_length)
+    check_finite(logits, "logits", "the classifier")
     predictions = logits.squeeze(1) if places is None else torch.tensor(places)[logits.argmax(dim=1)]
     return glue_metrics(task, predictions.tolist(), examples.labels)
 

@@ -19,6 +19,7 @@ from ..configuration_projclust import ProjClustConfigMixin
 from ..loading import load_model
 from ..resources import Resources
 from ..sizes import measure
+from ..whole_numbers import check_whole
 from .agreement import compare_predictions, compare_states
 from .batches import MAX_LENGTH, is_causal, language_model_kind, longest, tokens_of
 from .classifiers import MAX_LENGTH as TASK_MAX_LENGTH
@@ -116,10 +117,8 @@ def evaluate(
         ModuleNotFoundError: If a library is missing.
     """
     for name, number, least in (("max_length", max_length, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if number is None and name == "max_length":
-            continue
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise ValueError(f"{name}={number!r}; expected a whole number, {least} or more.")
+        if number is not None or name != "max_length":
+            check_whole(name, number, least)
     task_max_length = max_length or TASK_MAX_LENGTH
     max_length = max_length or MAX_LENGTH
     Resources(device=device, memory_limit=None, checkpoint=None)

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers.utils import logging
 
-from .batches import MAX_LENGTH, batches_of_one_length, last_states, tokens_of
+from ..outputs import last_states
+from .batches import MAX_LENGTH, batches_of_one_length, check_finite, tokens_of
 
 
 def bundled_sentences() -> list[str]:
@@ -33,10 +34,15 @@ def measure_fidelity(dense: Any, compressed: Any, tokenizer: Any) -> dict[str, A
 
     Returns:
         "mean_cosine" of the sentence embeddings, and "texts", which says of what, in JSON types.
+
+    Raises:
+        ValueError: If a model gives numbers that are not finite.
     """
     sentences = bundled_sentences()
     models = logging.tqdm((compressed, dense), desc="Comparing with the dense model", unit=" models")
     embeddings = [embed_sentences(model, tokenizer, sentences) for model in models]
+    for numbers, of in zip(embeddings, ("the compressed model", "the dense model"), strict=True):
+        check_finite(numbers, "numbers in sentence embeddings", of)
     return {
         "mean_cosine": mean_cosine(*embeddings),
         "texts": f"{len(sentences)} English sentences that come with hf_projclust",

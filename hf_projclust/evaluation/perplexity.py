@@ -18,7 +18,8 @@ from torch.nn.functional import cross_entropy
 from transformers.utils import logging
 
 from ..configuration_projclust import ProjClustConfigMixin
-from .batches import MAX_LENGTH, batches_of_one_length, check_finite, logits_of, longest
+from ..outputs import logits_of
+from .batches import MAX_LENGTH, batches_of_one_length, check_finite, longest
 from .masking import mask_texts
 
 _MOST_NUMBERS = 2**24  # of logits at a time that are made float32: 64 MiB

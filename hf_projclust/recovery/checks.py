@@ -21,6 +21,7 @@ from ..packed_projclust import PackedTable
 from ..solvers.rows import process_index
 from ..table_projclust import FACTOR_NAMES
 from ..vocabulary_projclust import factored_tables
+from ..whole_numbers import check_whole
 
 logger = logging.get_logger(__name__)
 
@@ -44,15 +45,11 @@ def check_options(
     Raises:
         ValueError: If one of them is.
     """
-    for name, number, least in (
-        ("batch_size", batch_size, 1),
-        ("max_length", max_length, 1),
-        ("max_steps", max_steps, 1),
-    ):
-        if number is not None and (type(number) is not int or number < least):
-            raise ValueError(f"{name}={number!r}; expected a whole number, {least} or more.")
-    if type(seed) is not int or not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed!r}; expected a whole number from 0 to {2**32 - 1}.")
+    check_whole("batch_size", batch_size, 1)
+    check_whole("max_length", max_length, 1)
+    if max_steps is not None:
+        check_whole("max_steps", max_steps, 1)
+    check_whole("seed", seed, 0, 2**32 - 1)
     if not 0 < num_epochs < math.inf:
         raise ValueError(
             f"num_epochs={num_epochs!r}; expected a finite number above 0. Use max_steps to train on fewer texts."

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from ..evaluation.batches import states_of
+from ..outputs import shifted, states_of
 from ..vocabulary_projclust import factored_tables
 
 _TOKEN_ID = "input_ids"
@@ -159,8 +159,7 @@ class Batches:
         mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True)
         batch = {_TOKEN_ID: ids, "attention_mask": mask}
         if self.decoder_start is not None:
-            start = ids.new_full((len(ids), 1), self.decoder_start)
-            batch |= {"decoder_input_ids": torch.cat([start, ids[:, :-1]], dim=1), "decoder_attention_mask": mask}
+            batch |= {"decoder_input_ids": shifted(ids, self.decoder_start), "decoder_attention_mask": mask}
         return batch
 
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from ..evaluation.batches import longest
 from ..inputs import own_model
 from ..loading import load_model
+from ..outputs import first_of_decoder
 from ..resources import Resources
 from ..table_projclust import FACTOR_NAMES
 from ..token_counts import check_tokenizer
@@ -104,6 +105,7 @@ def recover(
     is_given = isinstance(teacher, PreTrainedModel)
     reference: Any = _load_teacher(teacher, model) if isinstance(teacher, str | Path) else own_model(teacher)
     check_teacher(reference, model)
+    first = first_of_decoder(model.config) if model.config.is_encoder_decoder else None
     rows = _tokenize(texts, tokenizer, longest(tokenizer, model, max_length))
     begun = None if checkpoint is None else last_state(Path(checkpoint), owner)
 
@@ -142,7 +144,7 @@ def recover(
             learning_rate=learning_rate,
             args=TrainingArguments(**(options | dict(training_arguments or {}))),
             train_dataset=[rows[number] for number in order],
-            data_collator=Batches(tokenizer.pad_token_id or 0, _decoder_start(model)),
+            data_collator=Batches(tokenizer.pad_token_id or 0, first),
         )
         trainer.train(resume_from_checkpoint=begun)
     check_factors(student)  # of the last step too, which no loss comes after
@@ -195,17 +197,6 @@ def _tokenize(texts: Sequence[str], tokenizer: Any, max_length: int) -> list[dic
     """Token ids of each text that has any."""
     ids = tokenizer([text for text in texts if text.strip()], truncation=True, max_length=max_length)["input_ids"]
     return [{"input_ids": row} for row in ids if row]
-
-
-def _decoder_start(model: Any) -> int | None:
-    """First token of the decoder; None where there is no decoder beside an encoder."""
-    config = model.config
-    if not config.is_encoder_decoder:
-        return None
-    for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
-        if isinstance(token := getattr(config, name, None), int):
-            return token
-    return 0
 
 
 def _take_factors(model: Any, trained: Any) -> None:

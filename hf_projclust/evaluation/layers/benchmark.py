@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ...resources import Resources
+from ...whole_numbers import check_whole
 from .contenders import EMBEDDINGS, HEADS, Contender
 from .memory import peak_bytes, resident_bytes
 from .rounds import Call, time_in_rounds
@@ -164,8 +165,7 @@ def _without_training(entrants: Sequence[_Entrant]) -> dict[str, str]:
 
 def _check_numbers(name: str, numbers: Sequence[int], *, least: int) -> None:
     for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise ValueError(f"{name}={number!r}; expected a whole number, {least} or more.")
+        check_whole(name, number, least)
     if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(f"{name}={list(numbers)}; expected one number or several that differ. Give each once.")
 

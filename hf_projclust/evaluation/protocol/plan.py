@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from ...resources import Resources
 from ...token_counts import check_sources
+from ...whole_numbers import check_whole
 from ..classifiers import MAX_LENGTH
 from ..glue import GLUE_TASKS, check_task
 from .methods import METHODS, check_method
@@ -111,12 +112,10 @@ class Protocol:
             if not _is_real(rate) or not 0 < rate < 1:
                 raise ValueError(f"rate {rate!r}; expected a share of the table to save, above 0 and below 1.")
         for seed in self.seeds:
-            _check_whole("seed", seed, 0)
-            if seed >= 2**32:
-                raise ValueError(f"seed {seed}; expected a number below 2**32. Any smaller one will do.")
+            check_whole("seed", seed, 0, 2**32 - 1)
         for name, least in (("batch_size", 1), ("max_length", 1), ("max_train", 1)):
             if getattr(self, name) is not None:
-                _check_whole(name, getattr(self, name), least)
+                check_whole(name, getattr(self, name), least)
         for name in ("epochs", "extra_epochs", "learning_rate"):
             value = getattr(self, name)
             may_be_zero = name == "extra_epochs"
@@ -161,11 +160,6 @@ def default_tasks(data_dir: str | Path | None) -> tuple[str, ...]:
             "official download of GLUE. Give that folder, or leave it out to take the Hub's."
         )
     return found
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
-        raise ValueError(f"{name}={value!r}; expected a whole number of at least {least}.")
 
 
 def _is_real(value: Any) -> bool:

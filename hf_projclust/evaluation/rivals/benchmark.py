@@ -24,11 +24,11 @@ from ...loading import load_tokenizer
 from ...losses import share
 from ...options import TokenCounts
 from ...token_counts import check_sources, count_tokens
+from ...whole_numbers import check_whole
 from ..extras import needed
 from ..fidelity import bundled_sentences, embed_sentences, mean_cosine
 from .contenders import RivalTask, contenders
 from .points import DENSE, OURS, OURS_FLOAT, RivalAbsence, RivalPoint
-from .tables import check_whole
 
 RATIOS = (2, 4, 8, 16, 20)
 _ROW_BYTES = 4  # where the row of a token stands, of float factors

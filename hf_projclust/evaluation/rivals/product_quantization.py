@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ...whole_numbers import check_whole
 from ..extras import needed
-from .tables import RivalTable, check_table, check_whole
+from .tables import RivalTable, check_table
 
 WORDS = 256
 _LEAST_WIDTH = 8  # of a word as faiss sees it: its k-means takes ten times as long for four coordinates or fewer

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .tables import RivalTable, check_table, check_whole
+from ...whole_numbers import check_whole
+from .tables import RivalTable, check_table
 
 _LEAST_STEP = 1e-7  # about the least that half precision can hold: a group of equal numbers has no step of its own
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,24 +37,6 @@ def check_table(table: Tensor) -> None:
             f"table of shape {tuple(table.shape)} and {table.dtype}; expected finite floating numbers of shape "
             "(rows, width). Give the weight of an embedding."
         )
-
-
-def check_whole(name: str, number: Any, least: int, most: int | None = None) -> None:
-    """Refuse what is no whole number of a range.
-
-    Args:
-        name: Of the option.
-        number: Its value.
-        least: The least that it may be.
-        most: The most; None for no limit.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
-    is_whole = isinstance(number, numbers.Integral) and not isinstance(number, bool)
-    if not is_whole or number < least or (most is not None and number > most):
-        limit = "or more" if most is None else f"to {most:,}"
-        raise ValueError(f"{name}={number!r}; expected a whole number, {least:,} {limit}.")
 
 
 def check_per_row(name: str, values: Tensor | None, num_rows: int) -> Tensor:

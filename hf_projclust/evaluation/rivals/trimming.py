@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...whole_numbers import check_whole
 from .rounding import round_to_nearest, rounded_bytes
-from .tables import RivalTable, check_per_row, check_table, check_whole
+from .tables import RivalTable, check_per_row, check_table
 
 _GROUP = 64  # numbers that share a step where kept rows are rounded
 _MAP_BYTES = 4  # a token: which row it takes

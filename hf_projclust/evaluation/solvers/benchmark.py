@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ...demo import packaged_minilm
 from ...loading import load_model
 from ...resources import Resources
+from ...whole_numbers import check_whole
 from .runs import SOLVERS, BenchmarkRow, Case, run_case
 from .synthetic import synthetic_table
 
@@ -55,8 +56,7 @@ def benchmark_solvers(
     # Both refuse what no table could make right, before a model is loaded.
     Resources(device=device, memory_limit=None, checkpoint=None)
     Case("", 0, 0, num_clusters, compression, seed, reference_restarts).options("messi")
-    if isinstance(reference_restarts, bool) or not isinstance(reference_restarts, int) or reference_restarts < 1:
-        raise ValueError(f"reference_restarts={reference_restarts!r}; expected a whole number, 1 or more.")
+    check_whole("reference_restarts", reference_restarts, 1)
     for n, d, k in sizes:
         if d < 2 or not 1 <= k <= n:
             raise ValueError(
