@@ -18,8 +18,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, constants
 from loopback_hub import LoopbackHub
-from tiny_tokenizers import BUILDERS, SPECIAL, build_wordpiece, wrap
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_tokenizers import BUILDERS, build_word_level, build_wordpiece
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -184,14 +183,10 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
     return request.param
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer whose ids are those of the tiny models."""
-    words = [*SPECIAL, "good", "bad", "film"]
-    words += [f"w{i}" for i in range(VOCAB_SIZE - len(words))]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return wrap(backend, max_length=32)
+    """A word-level tokenizer with ids of the tiny models; each test has its own, which truncating changes."""
+    return build_word_level(VOCAB_SIZE)
 
 
 @pytest.fixture(scope="module", params=BUILDERS.values(), ids=BUILDERS.keys())

@@ -123,7 +123,7 @@ def test_every_text_is_in_one_batch_of_its_length_within_the_bounds(
     [(512, 32, 32), (512, int(1e30), 40), (7, 32, 7)],  # 40 positions
 )
 def test_the_least_limit_of_length_holds(max_length: int, of_the_tokenizer: int, expected: int, tokenizer: Any) -> None:
-    tokenizer, model = copy.deepcopy(tokenizer), TINY_MODELS["gpt2"].build()
+    model = TINY_MODELS["gpt2"].build()
     tokenizer.model_max_length = of_the_tokenizer
     assert longest(tokenizer, model, max_length) == expected
     long, short = tokens_of(tokenizer, ["good " * 60, "bad"], model, max_length)
@@ -158,7 +158,6 @@ def test_states_that_are_all_zero_have_no_error(texts: list[torch.Tensor]) -> No
 
 
 def test_limits_of_positions_are_those_that_the_model_has(tokenizer: Any) -> None:
-    tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = int(1e30)
     roberta = TINY_MODELS["roberta"].build()
     assert longest(tokenizer, roberta, 512) == 38  # 40 positions, of which padding and what is before it are none

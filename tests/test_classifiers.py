@@ -1,6 +1,5 @@
 """Classifiers of GLUE tasks: what is learned is scored, whatever the order of labels, dense and compressed alike."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,6 @@ from hf_projclust.evaluation.glue import Examples
 
 GOOD, BAD = "the good film", "the cat of the films"
 TEXTS = Examples([GOOD, BAD] * 8, None, [1, 0] * 8)
-
-
-@pytest.fixture
-def tokenizer(tokenizer: Any) -> Any:
-    return copy.deepcopy(tokenizer)  # to which the truncation sticks
 
 
 @pytest.fixture

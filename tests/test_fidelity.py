@@ -1,6 +1,5 @@
 """How close a compressed model stays to the dense one: what is measured, for every kind of model."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from hf_projclust.evaluation.fidelity import bundled_sentences, measure_fidelity
 
 
 def test_the_fidelity_is_the_mean_cosine_of_mean_hidden_states(base: Path, folder: Path, tokenizer: Any) -> None:
-    tokenizer = copy.deepcopy(tokenizer)  # to which the truncation sticks
     bodies = [AutoModel.from_pretrained(path).eval() for path in (base, folder)]
     cosines = []
     for sentence in bundled_sentences():
@@ -29,7 +27,6 @@ def test_the_fidelity_is_the_mean_cosine_of_mean_hidden_states(base: Path, folde
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bart", "distilbert"])
 def test_the_fidelity_of_a_model_to_itself_is_one_whatever_its_kind(name: str, tokenizer: Any) -> None:
-    tokenizer = copy.deepcopy(tokenizer)
     model = TINY_MODELS[name].build()
     assert measure_fidelity(model, model, tokenizer)["mean_cosine"] == pytest.approx(1, abs=1e-6)
     other = TINY_MODELS[name].compressed(compression=0.8)

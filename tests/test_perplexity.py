@@ -1,6 +1,5 @@
 """Perplexity: of a model that knows nothing, and against a slow reference, token by token."""
 
-import copy
 import math
 from typing import Any
 
@@ -13,11 +12,6 @@ from hf_projclust.evaluation.masking import mask_texts
 from hf_projclust.evaluation.perplexity import causal_perplexity, masked_perplexity
 
 LINES = ["good film w1 w2 w3", "bad w9", "w7 w7 w8 w5 good bad w4 w30 w31 w40 w77 w5 w6"]
-
-
-@pytest.fixture
-def tokenizer(tokenizer: Any) -> Any:
-    return copy.deepcopy(tokenizer)  # to which the truncation sticks
 
 
 def test_a_causal_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity(tokenizer: Any) -> None:

@@ -1,6 +1,5 @@
 """The protocol of benchmark glue: one command makes all cells, goes on after a stop, and sums up what is there."""
 
-import copy
 import dataclasses
 import inspect
 import json
@@ -14,6 +13,7 @@ import pytest
 import torch
 import typer
 from conftest import TINY_MODELS, VOCAB_SIZE, run_cli, run_python
+from tiny_tokenizers import build_word_level
 from transformers import BertConfig, BertForSequenceClassification, BertModel, GPT2Config, GPT2Model
 
 from hf_projclust.cli.glue import GlueCommand, glue
@@ -51,7 +51,7 @@ app()
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of two tasks, and in it the folder "base" with a tiny BERT."""
     folder = tmp_path_factory.mktemp("glue")
     for name, (header, num_train) in TASKS.items():
@@ -75,7 +75,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
         initializer_range=0.5,
     )
     BertModel(config).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    build_word_level(VOCAB_SIZE).save_pretrained(folder / "base")
     return folder
 
 
@@ -365,7 +365,6 @@ def test_what_cannot_be_made_is_refused_before_anything_is_written(data: Path, t
     save_base(GPT2Model(config), tmp_path / "gpt2", tokenizer)
     with pytest.raises(ValueError, match=r"Set model\.config\.pad_token_id"):
         run_protocol(protocol(data, base=tmp_path / "gpt2"), tmp_path / "out")
-    tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token = None
     save_base(GPT2Model(config), tmp_path / "gpt2", tokenizer)
     with pytest.raises(ValueError, match=r"Set tokenizer\.pad_token"):

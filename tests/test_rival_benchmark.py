@@ -13,8 +13,7 @@ import torch
 from conftest import TINY_MODELS, run_cli
 from few_bits import DIM, NUM_TOKENS, dense_model
 from safetensors.torch import load_file
-from tiny_tokenizers import SPECIAL, wrap
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_tokenizers import build_word_level
 
 from hf_projclust import cli, compress
 from hf_projclust.evaluation.fidelity import embed_sentences, mean_cosine
@@ -35,11 +34,7 @@ Found = tuple[list[RivalPoint], list[RivalAbsence]]
 @pytest.fixture(scope="module")
 def words() -> Any:
     """A tokenizer whose ids are those of the models of ``few_bits``."""
-    known = [*SPECIAL, "good", "bad", "film"]
-    known += [f"w{number}" for number in range(NUM_TOKENS - len(known))]
-    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(known)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return wrap(backend, max_length=32)
+    return build_word_level(NUM_TOKENS)
 
 
 @pytest.fixture(scope="module")

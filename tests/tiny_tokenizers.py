@@ -36,6 +36,14 @@ def wrap(backend: Tokenizer, max_length: int = 4) -> PreTrainedTokenizerFast:
     )
 
 
+def build_word_level(num_tokens: int) -> PreTrainedTokenizerFast:
+    words = [*SPECIAL, "good", "bad", "film"]
+    words += [f"w{number}" for number in range(num_tokens - len(words))]
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return wrap(backend, max_length=32)
+
+
 def build_wordpiece() -> PreTrainedTokenizerFast:
     words = ["the", "of", "film", "good", "##s", "##m", "fil", "don", "cat", "##ed"]
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + list("0123456789")
