@@ -42,6 +42,7 @@ CODE_FILES = (
     "table_projclust.py",
     "vocabulary_projclust.py",
     "weight_projclust.py",
+    "whole_folder_projclust.py",
 )
 _AUTO_MAP = {"AutoConfig": "configuration_projclust.ProjClustConfig"}  # making the config registers its models
 _MADE_CLASSES: dict[type, Any] = {}

@@ -10,12 +10,13 @@ import contextlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+
+from .whole_folder_projclust import exchange, hidden_beside
 
 # Tokenizers and processors are a few kinds of small files at the top; the modules of a sentence-transformers
 # model are numbered folders. Weights, training states and the base model's card stay behind.
@@ -110,15 +111,16 @@ def new_folder(output: Path, *, force: bool = False) -> Iterator[Path]:
     """
     output = output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = hidden_beside(output)
     replaced = partial.with_suffix(".replaced")
     partial.mkdir()
     try:
         yield partial
         _check_replaceable(output, force=force)
-        if output.exists():
-            output.rename(replaced)
-        partial.rename(output)
+        if not (output.exists() and exchange(partial, output)):
+            if output.exists():
+                output.rename(replaced)
+            partial.rename(output)
     except BaseException:
         if replaced.exists() and not output.exists():
             replaced.rename(output)

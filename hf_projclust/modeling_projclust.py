@@ -7,8 +7,9 @@ head, if the configuration says so, by factors of its own.
 
 What of Transformers' models is overridden or set here: ``post_init``, ``get_submodule``, ``tie_weights``,
 ``initialize_weights``, ``state_dict``, ``save_pretrained``, ``_adjust_missing_and_unexpected_keys``,
-``_resize_token_embeddings``, ``_upload_modified_files``, ``is_custom_code``; ``_tied_weights_keys``,
-``all_tied_weights_keys``, ``_tp_plan``, ``_keys_to_ignore_on_save``, ``_keys_to_ignore_on_load_unexpected``.
+``_resize_token_embeddings``, ``_upload_modified_files``, ``barrier_after_gathered_checkpoint_save``,
+``is_custom_code``; ``_tied_weights_keys``, ``all_tied_weights_keys``, ``_tp_plan``, ``_keys_to_ignore_on_save``,
+``_keys_to_ignore_on_load_unexpected``.
 
 This file travels with a checkpoint: it imports torch, transformers and its siblings only.
 """
@@ -49,6 +50,7 @@ from .layout_projclust import ProjClustCheckpointError
 from .packed_projclust import PackedTable
 from .table_projclust import FACTOR_NAMES, FactoredTable, in_place_of_dense_weight
 from .vocabulary_projclust import factor_vocabulary, factored_tables, owner_of, vocabulary_modules
+from .whole_folder_projclust import WholeFolder
 
 _MADE_CLASSES: dict[tuple[type, type], Any] = {}
 _TABLE_IN_PEFT = "embeddings.word_embeddings"
@@ -67,7 +69,7 @@ class ProjClustModelMixin(_NativeModel):
         None  # writes the card of a saved folder; hf_projclust sets it, a checkpoint's code has none
     )
     _tied_rows: dict[str, str]  # buffers of tied modules, each with that of the module whose row order it copies
-    _card_before: bytes | None = None  # the card in a folder that is to be saved and pushed
+    _save: WholeFolder | None = None  # what is being saved
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         """Build as the native class does; of a composite's configuration a text model takes the text part."""
@@ -149,7 +151,10 @@ class ProjClustModelMixin(_NativeModel):
     ) -> None:
         """Save as the native class does, and on demand with the code that loads the model.
 
-        Under the name of each dense weight that is not there, the file has one byte, by which native classes refuse it.
+        The folder gets all files at the end, in one step: a process that is killed leaves the old ones or the new
+        ones, and a model may be saved over the folder that it was loaded from. What else the folder holds stays.
+        Under the name of each dense weight that is not there, the file has one byte, by which native classes refuse
+        it.
 
         Args:
             save_directory: Folder to save in.
@@ -164,6 +169,8 @@ class ProjClustModelMixin(_NativeModel):
         Raises:
             ValueError: If a factored module was replaced, or one that is tied to another has factors of its own, for
                 which the file has no place.
+            NotADirectoryError: If the folder is a file.
+            OSError: If the disk is full; the folder is then as it was.
         """
         if not getattr(self, "_hf_peft_config_loaded", False):  # then only the adapters are saved
             check_tables(self)
@@ -171,28 +178,47 @@ class ProjClustModelMixin(_NativeModel):
             stored = [name for name in factored_tables(self) if f"{name}.rows" not in self._tied_rows]
             marks = {f"{name}.weight": in_place_of_dense_weight() for name in stored}
             state_dict = (self.state_dict() if state_dict is None else state_dict) | marks
-        with self.config.standalone(standalone), self._keeping_card(save_directory, push_to_hub):
+        with self.config.standalone(standalone), contextlib.ExitStack() as stack:
+            if push_to_hub:  # else it would be that of the hidden folder
+                kwargs.setdefault("repo_id", Path(save_directory).name)
+            if not kwargs.get("distributed_checkpoint"):  # of which each process writes its part
+                self._save = stack.enter_context(WholeFolder.saved(save_directory))
+                stack.callback(setattr, self, "_save", None)
+                save_directory = self._save.partial
             super().save_pretrained(save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
 
-    @contextlib.contextmanager
-    def _keeping_card(self, folder: str | PathLike[str], pushes: bool) -> Iterator[None]:
-        """Within the block know the card of a folder that is saved and pushed, which Transformers overwrites."""
-        card = Path(folder, "README.md")
-        self._card_before = card.read_bytes() if pushes and card.is_file() else None
-        try:
-            yield
-        except BaseException:
-            if self._card_before is not None:
-                card.write_bytes(self._card_before)
-            raise
-        finally:
-            self._card_before = None
+    def barrier_after_gathered_checkpoint_save(self, distributed_config: Any) -> None:
+        """Put in place what was saved before other processes, which wait here, go on to read it."""
+        if self._save is not None:
+            self._save.put_in_place()
+        super().barrier_after_gathered_checkpoint_save(distributed_config)
 
-    def _upload_modified_files(self, working_dir: str | PathLike[str], repo_id: str, *args: Any, **kwargs: Any) -> Any:
+    def _upload_modified_files(
+        self,
+        working_dir: str | PathLike[str],
+        repo_id: str,
+        files_timestamps: dict[str, float],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Upload a saved folder, with the model's card in place of the one that Transformers has just written."""
-        if self.write_card is not None and not getattr(self, "_hf_peft_config_loaded", False):
-            self.write_card(working_dir, repo_id=repo_id, existing=self._card_before)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        working_dir, existing = Path(working_dir), None
+        card = working_dir / "README.md"
+        if self._save is not None:
+            working_dir, saved = self._save.folder, {path.name for path in working_dir.iterdir()}
+            card = working_dir / "README.md"
+            existing = card.read_bytes() if card.is_file() else None
+            self._save.put_in_place()  # first: an upload may fail
+            others = [path for path in working_dir.iterdir() if path.name not in saved]
+            files_timestamps = {path.name: path.stat().st_mtime for path in others}
+        try:
+            if self.write_card is not None and not getattr(self, "_hf_peft_config_loaded", False):
+                self.write_card(working_dir, repo_id=repo_id, existing=existing)
+            return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, **kwargs)
+        except BaseException:
+            if existing is not None:
+                card.write_bytes(existing)
+            raise
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)

@@ -33,6 +33,7 @@ CODE = {
         "table",
         "vocabulary",
         "weight",
+        "whole_folder",
     )
 }
 
