@@ -83,11 +83,22 @@ class WholeFolder:
         if not written:  # as by the processes of a run that leave the files to another
             return
         self._is_in_place = True
+        self._follow_the_umask(written)
         if self._is_inside or not self._take_the_place(written):
             for name in sorted(written):
                 os.replace(self.partial / name, self.folder / name)
             for name in _stale(self.folder, written):
                 (self.folder / name).unlink(missing_ok=True)
+
+    def _follow_the_umask(self, written: set[str]) -> None:
+        """Give files the mode that a new one has: safetensors makes some that nobody else may read."""
+        new = self.partial / f".{uuid.uuid4().hex[:8]}"
+        new.touch()
+        mode = new.stat().st_mode & 0o777
+        new.unlink()
+        for path in (self.partial / name for name in written):
+            if path.is_file():
+                path.chmod(mode)
 
     def _take_the_place(self, written: set[str]) -> bool:
         """Replace the folder in one step; False, with nothing changed, where that cannot be."""
