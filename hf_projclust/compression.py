@@ -22,6 +22,7 @@ from .configuration_projclust import format_version, projclust_config_class
 from .factoring import factor_table
 from .inputs import check_config_class, dense_tables, own_model, tables_to_factor
 from .loading import load_model_without_tables, load_tokenizer
+from .locks import locked
 from .modeling_projclust import ProjClustModelMixin, projclust_model_class
 from .options import FactoringOptions, Preset, TokenCounts
 from .provenance import check_base_model, provenance
@@ -128,6 +129,7 @@ def compress(
         ValueError: If an option is out of its range, or the model cannot be compressed.
         TypeError: If the input is neither a Transformers model nor a path.
         FileNotFoundError: If the path is neither a folder nor a model on the Hub.
+        BlockingIOError: If another run writes the checkpoint.
 
     Example:
         model = compress("distilbert/distilbert-base-uncased", compression=0.6, token_counts="words:en")
@@ -179,11 +181,12 @@ def compress(
             )
             options = replace(options, token_counts="uniform")
     factors = {}
-    for name, modules in groups.items():
-        table = tables.get(name, modules[0].weight.detach())
-        if name == "head" and checkpoint is not None:  # it has a checkpoint of its own within that of the embedding
-            resources = replace(resources, checkpoint=Path(checkpoint) / "head")
-        factors[name] = factor_table(table, options, resources, tokenizer)
+    with locked(checkpoint):
+        for name, modules in groups.items():
+            table = tables.get(name, modules[0].weight.detach())
+            if name == "head" and checkpoint is not None:  # it has a checkpoint of its own within that of the embedding
+                resources = replace(resources, checkpoint=Path(checkpoint) / "head")
+            factors[name] = factor_table(table, options, resources, tokenizer)
 
     config_class = projclust_config_class(type(model.config))
     config = _with_class(model.config, config_class)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -109,10 +110,11 @@ def compress(
     force: Force = False,
 ) -> None:
     """Factor the vocabulary table of MODEL and write the model to a folder, with its tokenizer and a model card."""
-    with errors_as_messages(), all_processes(device) as is_main:
+    with errors_as_messages(), all_processes(device) as is_main, contextlib.ExitStack() as stack:
         from ..cards import add_comparison
         from ..compression import compress as compress_model
         from ..folders import check_apart, check_output
+        from ..locks import locked
         from ..saving import save_compressed
 
         outputs = _folder_of_each(compression or [None], output)
@@ -125,6 +127,7 @@ def compress(
             check_output(folder, model, force=force)
             if checkpoint is not None:
                 check_apart(folder, checkpoint)
+        stack.enter_context(locked(*outputs.values()))
         for rate, folder in outputs.items():
             compressed = compress_model(
                 model,

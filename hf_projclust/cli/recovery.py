@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -44,11 +45,12 @@ def recover(
     force: Force = False,
 ) -> None:
     """Train the factors of a compressed model to give the outputs of the dense one, on texts without labels."""
-    with errors_as_messages(), all_processes(device) as is_main:
+    with errors_as_messages(), all_processes(device) as is_main, contextlib.ExitStack() as stack:
         from ..evaluation.fidelity import bundled_sentences, embed_sentences, mean_cosine
         from ..evaluation.texts import read_texts
         from ..folders import check_apart, check_output
         from ..loading import load_model, load_tokenizer
+        from ..locks import locked
         from ..recovery import hold_out
         from ..recovery import recover as recover_model
         from ..saving import save_compressed
@@ -60,6 +62,7 @@ def recover(
         if checkpoint is not None:
             check_output(checkpoint, folder, force=True)
             check_apart(output, checkpoint)
+        stack.enter_context(locked(output))
         texts, held_out = hold_out([line for path in text for line in read_texts(path).lines], bundled_sentences())
         model, tokenizer = load_model(folder), load_tokenizer(folder)
         recovered = recover_model(

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from ..evaluation.batches import longest
 from ..inputs import own_model
 from ..loading import load_model
+from ..locks import locked
 from ..outputs import first_of_decoder
 from ..resources import Resources
 from ..table_projclust import FACTOR_NAMES
@@ -81,6 +82,7 @@ def recover(
             if the loss or a factor is not finite.
         TypeError: If the texts are no texts, or a model is none of Transformers.
         FileNotFoundError: If the teacher's path is neither a folder nor a model on the Hub.
+        BlockingIOError: If another run writes the checkpoint.
 
     Example:
         model = recover(model, "distilbert/distilbert-base-uncased", tokenizer, texts)
@@ -107,7 +109,6 @@ def recover(
     check_teacher(reference, model)
     first = first_of_decoder(model.config) if model.config.is_encoder_decoder else None
     rows = _tokenize(texts, tokenizer, longest(tokenizer, model, max_length))
-    begun = None if checkpoint is None else last_state(Path(checkpoint), owner)
 
     from .distillation import Batches, DistillationTrainer, reading_order
 
@@ -121,7 +122,8 @@ def recover(
     reference.config.use_cache = False
     num_texts = max_steps * batch_size if max_steps else max(1, round(num_epochs * len(rows)))
     order = reading_order([len(row["input_ids"]) for row in rows], num_texts, batch_size, seed)
-    with _folder_of(checkpoint) as folder:
+    with locked(checkpoint), _folder_of(checkpoint) as folder:
+        begun = None if checkpoint is None else last_state(Path(checkpoint), owner)
         options: dict[str, Any] = {
             "output_dir": str(folder),
             "num_train_epochs": 1,  # of all that is read, which is in order

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from ...inputs import own_model
 from ...loading import load_tokenizer
+from ...locks import locked
 from ...modeling_projclust import ProjClustModelMixin
 from ..classifiers import check_padding, make_classifier
 from ..extras import needed
@@ -48,10 +49,16 @@ def run_protocol(
         ValueError: If an option, a file or the model is not as expected, or the folder's cells were made otherwise.
         FileNotFoundError: If the model or a file of a task is not there.
         FileExistsError: If the folder holds something else.
+        BlockingIOError: If another run writes it.
         ModuleNotFoundError: If a package is missing.
     """
     folder = ProtocolFolder(output)
     folder.check()
+    with locked(folder.path):
+        return _run(protocol, folder, keep_models=keep_models)
+
+
+def _run(protocol: Protocol, folder: ProtocolFolder, *, keep_models: bool) -> tuple[list[SummaryRow], list[Cell]]:
     for module in ("sklearn.metrics", "scipy.stats"):
         needed(module)
     examples = load_examples(protocol)
