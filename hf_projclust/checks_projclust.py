@@ -1,15 +1,125 @@
-"""What is checked of the tables of a model before it is saved, and after it is loaded.
+"""What is checked of a checkpoint's files before they are opened, and of a model's tables, loaded or to be saved.
 
-This file travels with a checkpoint: it imports torch, transformers and its siblings only.
+Weights come from safetensors files alone: a pickle can run code when it is opened. This file travels with a checkpoint:
+it imports torch, transformers and its siblings only.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from transformers.modeling_utils import load_state_dict
+
+from .layout_projclust import ProjClustCheckpointError
 from .packed_projclust import PackedTable
 from .table_projclust import FACTOR_NAMES, FactoredTable
-from .vocabulary_projclust import owner_of
+from .vocabulary_projclust import factored_tables, owner_of
+
+_SUFFIX, _INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
+_FETCH = "Fetch or save the checkpoint again."
+
+
+def check_weight_names(folder: str | PathLike[str]) -> None:
+    """Refuse a folder with pickled weights alone, or with an index of other files than its own; no weights are opened.
+
+    Args:
+        folder: Folder of a checkpoint; what is no folder is left to those who look on the Hub.
+
+    Raises:
+        ProjClustCheckpointError: If the weights, or those of an adapter beside them, are pickled, or an index is
+            damaged.
+    """
+    names = {path.name for path in Path(folder).iterdir()} if Path(folder).is_dir() else set()
+    is_safe = any(name.endswith((_SUFFIX, _INDEX_SUFFIX)) for name in names)
+    pickled = [] if is_safe else sorted(name for name in names if name.startswith("pytorch_model"))
+    if "adapter_config.json" in names and "adapter_model.safetensors" not in names:
+        pickled += sorted(names & {"adapter_model.bin"})
+    if pickled:
+        raise ProjClustCheckpointError(
+            f"{str(folder)!r} has {', '.join(pickled)}; expected safetensors files. Pickled weights are not opened, "
+            "since they can run code: fetch the safetensors files, or, if you trust who made these, load them with "
+            "Transformers and save them by save_pretrained()."
+        )
+    for name in sorted(names):
+        if name.endswith(_INDEX_SUFFIX):
+            _check_index(Path(folder, name), names)
+
+
+def _check_index(path: Path, names: set[str]) -> None:
+    """Refuse an index that names anything but safetensors files beside it."""
+    try:
+        index = json.loads(path.read_bytes())
+        is_whole = isinstance(index["metadata"], dict) and isinstance(index["weight_map"], dict)
+        files = list(index["weight_map"].values()) if is_whole else []
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ProjClustCheckpointError(
+            f"{str(path)!r} cannot be read ({type(error).__name__}: {error}); expected the index of a sharded "
+            f"checkpoint. {_FETCH}"
+        ) from error
+    if not files:
+        raise ProjClustCheckpointError(f"{str(path)!r} has no metadata or no weight_map; expected both. {_FETCH}")
+    for file in files:
+        if not (isinstance(file, str) and file in names and file.endswith(_SUFFIX)):
+            raise ProjClustCheckpointError(
+                f"{str(path)!r} names the file {file!r}; expected safetensors files in its own folder. {_FETCH}"
+            )
+
+
+def check_files(model: Any, files: Iterable[str]) -> None:
+    """Refuse files that do not hold what a model asks for, by their headers, before memory is reserved for it.
+
+    Args:
+        model: A model on the meta device.
+        files: Paths of the weights.
+
+    Raises:
+        ProjClustCheckpointError: If one is no safetensors file, or a tensor cannot be in them for its size, or is of
+            whole numbers where the table has floating ones, or the other way round.
+    """
+    headers: dict[str, Tensor] = {}  # without memory
+    for file in files:
+        if not file.endswith(_SUFFIX):
+            raise ProjClustCheckpointError(
+                f"{file!r} is no {_SUFFIX} file; expected one, since pickled files can run code when they are opened. "
+                f"{_FETCH}"
+            )
+        try:
+            headers |= load_state_dict(file, map_location="meta")
+        except Exception as error:  # which is all that SafetensorError is
+            raise ProjClustCheckpointError(
+                f"{file!r} cannot be read ({type(error).__name__}: {error}); expected a whole safetensors file. "
+                f"{_FETCH}"
+            ) from error
+    num_stored = sum(header.numel() for header in headers.values())
+    tables = factored_tables(model)
+    of_tables = {f"{name}.{part}": table for name, table in tables.items() for part in table.stored_names}
+    prefix = f"{model.base_model_prefix}."
+    for key, tensor in model.state_dict().items():
+        stored = next((each for each in (key, prefix + key, key.removeprefix(prefix)) if each in headers), None)
+        # A head that is in no file is made anew, as natively; what has another shape there is refused in the end.
+        is_wanted = key in of_tables or (stored is not None and headers[stored].shape != tensor.shape)
+        if is_wanted and tensor.numel() > num_stored:
+            needed = f"{tuple(tensor.shape)} from its config.json, which is more than the {num_stored:,} numbers there"
+            if stored is None:
+                raise ProjClustCheckpointError(
+                    f"the checkpoint has no {key}; expected every factor of the vocabulary table, and of this one the "
+                    f"shape {needed}. Without it the table would be random: fetch or save the checkpoint again."
+                )
+            raise ProjClustCheckpointError(
+                f"{stored} has shape {tuple(headers[stored].shape)} in the checkpoint; expected {needed}. One of the "
+                "two files is damaged: fetch or save the checkpoint again."
+            )
+        is_float_table = key in of_tables and not isinstance(of_tables[key], PackedTable)  # few bits have checksums
+        if stored is not None and is_float_table:
+            found = headers[stored].dtype
+            if tensor.is_floating_point() != found.is_floating_point:
+                kind = "floating" if tensor.is_floating_point() else "whole"
+                raise ProjClustCheckpointError(f"{stored} has dtype {found}; expected {kind} numbers. {_FETCH}")
 
 
 def check_tables(model: Any) -> None:

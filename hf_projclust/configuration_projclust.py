@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from os import PathLike
@@ -27,6 +28,7 @@ from .layout_projclust import FactorLayout, PackedLayout, ProjClustCheckpointErr
 
 FORMAT_VERSION = 1  # of tables of floating numbers
 PACKED_FORMAT_VERSION = 2  # of tables in few bits
+MOST_NUMBERS = 2**34  # of a table: four times the largest that is known, 262,144 x 16,384
 TABLE_NAMES = ("embedding", "head")
 PREFIX = "ProjClust"
 CODE_FILES = (
@@ -72,7 +74,8 @@ class ProjClustConfigMixin(_NativeConfig):
                 "factored table under 'embedding' or 'head'. Make such a model with hf_projclust.compress(), or fetch "
                 "the checkpoint again."
             )
-        if section.get("format_version") not in (FORMAT_VERSION, PACKED_FORMAT_VERSION):
+        version = section.get("format_version")
+        if type(version) is not int or version not in (FORMAT_VERSION, PACKED_FORMAT_VERSION):
             raise ProjClustCheckpointError(
                 f"the checkpoint has format_version={section.get('format_version')!r}; this hf_projclust reads "
                 f"{FORMAT_VERSION} and {PACKED_FORMAT_VERSION}. Install the hf_projclust that wrote it, or a newer one."
@@ -82,6 +85,18 @@ class ProjClustConfigMixin(_NativeConfig):
             raise ProjClustCheckpointError(
                 f"the checkpoint has format_version={section['format_version']} and tables of format "
                 f"{format_version(layouts)}; expected one. The config.json is damaged: fetch the checkpoint again."
+            )
+        for name, layout in layouts.items():
+            if layout.num_embeddings * layout.dim > MOST_NUMBERS or layout.num_parameters > MOST_NUMBERS:
+                raise ProjClustCheckpointError(
+                    f"the checkpoint's {name} is a table of {layout.num_embeddings:,} x {layout.dim:,} in "
+                    f"{layout.num_parameters:,} numbers; expected at most {MOST_NUMBERS:,}. The config.json is "
+                    "damaged: fetch the checkpoint again."
+                )
+        if "tied_head" in section and type(section["tied_head"]) is not bool:
+            raise ProjClustCheckpointError(
+                f"the checkpoint has tied_head={section['tied_head']!r}; expected true or false. The config.json is "
+                "damaged: fetch the checkpoint again."
             )
         return layouts
 
@@ -159,9 +174,17 @@ class ProjClustConfig(PreTrainedConfig):
                 "Transformers, such as 'bert'. Upgrade transformers, or fetch the checkpoint again."
             )
         config_class = projclust_config_class(CONFIG_MAPPING[base_model_type])
-        result = config_class.from_dict(_with_native_type(config_dict), **kwargs)
+        try:
+            result = config_class.from_dict(_with_native_type(config_dict), **kwargs)
+        except Exception as error:  # native configurations raise what they like
+            raise ProjClustCheckpointError(
+                f"the fields of the checkpoint's {config_class.native_class.__name__} cannot be used "
+                f"({type(error).__name__}: {error}); expected a config.json as save_pretrained() writes it, and "
+                "arguments that this configuration takes. Fetch the checkpoint again."
+            ) from error
         config = result[0] if isinstance(result, tuple) else result
         _ = config.factor_layouts
+        check_native_fields(config)
         return result
 
 
@@ -193,6 +216,29 @@ def format_version(layouts: dict[str, FactorLayout]) -> int:
 def register() -> None:
     """Tell ``AutoConfig`` of the model type "projclust". Calling it again changes nothing."""
     AutoConfig.register(ProjClustConfig.model_type, ProjClustConfig, exist_ok=True)
+
+
+def check_native_fields(config: Any) -> None:
+    """Refuse what Transformers would open or reserve at the word of a config.json.
+
+    Args:
+        config: A configuration, compressed or not.
+
+    Raises:
+        ProjClustCheckpointError: If it names weights that are no safetensors file, or more tokens than there can be.
+    """
+    weights = getattr(config, "transformers_weights", None)
+    if weights is not None and not re.fullmatch(r"[\w.-]+\.safetensors(\.index\.json)?", str(weights)):
+        raise ProjClustCheckpointError(
+            f"the checkpoint has transformers_weights={weights!r}; expected the name of a safetensors file in its own "
+            "folder, since others can run code when they are opened. Fetch the checkpoint again."
+        )
+    vocab_size = getattr(config.get_text_config(), "vocab_size", None)
+    if isinstance(vocab_size, int) and not 0 <= vocab_size <= MOST_NUMBERS:
+        raise ProjClustCheckpointError(
+            f"the checkpoint has vocab_size={vocab_size:,}; expected at most {MOST_NUMBERS:,}. The config.json is "
+            "damaged: fetch the checkpoint again."
+        )
 
 
 def _with_native_type(config_dict: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from sys import float_info
 from typing import Any
 
 PER_BYTE = (1, 2, 3, 4, 6, 8, 16)
@@ -245,7 +246,8 @@ class PackedLayout(FactorLayout):
             and isinstance(checksums, dict)
             and set(checksums) == set(PACKED_NAMES)
             and all(type(checksum) is int for checksum in checksums.values())
-            and isinstance(fields["scale_mean"], float | int)
+            and type(fields["scale_mean"]) in (float, int)
+            and 0 <= fields["scale_mean"] <= float_info.max  # which NaN is not
         )
         if not is_described:
             raise ProjClustCheckpointError(

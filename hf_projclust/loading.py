@@ -9,7 +9,6 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,7 +20,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import modeling_projclust
-from .configuration_projclust import PREFIX, ProjClustConfigMixin
+from .checks_projclust import check_weight_names
+from .configuration_projclust import PREFIX, ProjClustConfigMixin, check_native_fields
 from .missing_weights import check_nothing_is_missing
 from .tables import TableFile, find_table
 
@@ -38,20 +38,24 @@ def load_model(path: str | Path, *, as_class: Any = None) -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: If there is no such folder and the Hub gives no such model.
+        ProjClustCheckpointError: If its weights are pickled, or it is compressed and damaged.
         ValueError: If the checkpoint lacks its vocabulary table, needs code that is not part of Transformers, or is not
             of the class that was asked for or lacks weights that the outputs of that class depend on.
     """
     check_source(path)
     try:
         config = AutoConfig.from_pretrained(path)
+        check_weight_names(path)
+        check_native_fields(config)
         found = as_class or model_class(config)
         if as_class is not None and type(config) is not as_class.config_class:
             raise ValueError(
                 f"{str(path)!r} has a {type(config).__name__}; expected the {as_class.config_class.__name__} of a "
                 f"{as_class.__name__}, which is a dense model. Give that one, or load it yourself and pass the model."
             )
-        model, report = found.from_pretrained(path, config=config, dtype="auto", output_loading_info=True)
-    except (OSError, SafetensorError, RuntimeError, UnpicklingError) as error:
+        safe = {"use_safetensors": True, "dtype": "auto", "output_loading_info": True}
+        model, report = found.from_pretrained(path, config=config, **safe)
+    except (OSError, SafetensorError, RuntimeError) as error:
         raise FileNotFoundError(
             f"model {str(path)!r} could not be loaded; expected a folder with a config.json and weights, or the id "
             f"of a model on the Hub that can be reached from here. Check the spelling. ({error})"
@@ -81,6 +85,8 @@ def load_model_without_tables(
     check_source(path)
     folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(str(path)))
     config = AutoConfig.from_pretrained(folder)
+    check_weight_names(folder)
+    check_native_fields(config)
     found = model_class(config)
     if isinstance(config, ProjClustConfigMixin):
         raise ValueError(
@@ -108,7 +114,8 @@ def load_model_without_tables(
     tables = {name: find_table(folder, names[name], modules[0].weight.shape[0]) for name, modules in groups.items()}
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as unused:
         warnings.filterwarnings("ignore", "The following device_map keys do not match")
-        model = found.from_pretrained(folder, config=config, dtype="auto", device_map=places, offload_folder=unused)
+        placed = {"device_map": places, "offload_folder": unused}
+        model = found.from_pretrained(folder, config=config, dtype="auto", use_safetensors=True, **placed)
     model.name_or_path = model.config.name_or_path = str(path)
     return model, tables
 

@@ -5,7 +5,8 @@ state-dict name. Before the native ``post_init`` runs, the module of ``get_input
 whose weight is tied to it are factored in place, and the tie table is rewritten from weights to factors; an untied
 head, if the configuration says so, by factors of its own.
 
-What of Transformers' models is overridden or set here: ``post_init``, ``get_submodule``, ``tie_weights``,
+What of Transformers' models is overridden or set here: ``from_pretrained``, ``_load_pretrained_model``,
+``_from_config``, ``post_init``, ``get_submodule``, ``tie_weights``,
 ``initialize_weights``, ``state_dict``, ``save_pretrained``, ``_adjust_missing_and_unexpected_keys``,
 ``_resize_token_embeddings``, ``_upload_modified_files``, ``barrier_after_gathered_checkpoint_save``,
 ``is_custom_code``; ``_tied_weights_keys``, ``all_tied_weights_keys``, ``_tp_plan``, ``_keys_to_ignore_on_save``,
@@ -17,6 +18,7 @@ This file travels with a checkpoint: it imports torch, transformers and its sibl
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -39,7 +41,7 @@ from transformers.models.auto import (
 )
 from transformers.models.auto.auto_factory import _LazyAutoMapping
 
-from .checks_projclust import check_tables, damage_of, note_tables
+from .checks_projclust import check_files, check_tables, check_weight_names, damage_of, note_tables
 from .configuration_projclust import (
     PREFIX,
     ProjClustConfigMixin,
@@ -76,6 +78,45 @@ class ProjClustModelMixin(_NativeModel):
         if type(config) is not self.config_class:
             config = _text_part(config, self.config_class)
         super().__init__(config, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Load as the native class does, from safetensors files only.
+
+        Args:
+            pretrained_model_name_or_path: As in the native class.
+            *args: As in the native class.
+            **kwargs: As in the native class; ``use_safetensors=False`` is refused.
+
+        Raises:
+            ProjClustCheckpointError: If the checkpoint is damaged, or its weights are pickled.
+            ValueError: If pickled weights are asked for.
+        """
+        if kwargs.get("use_safetensors") is False or kwargs.get("weights_only") is False:
+            raise ValueError(
+                f"{cls.__name__} was to be loaded from pickled weights (use_safetensors=False or weights_only=False), "
+                "which can run code; expected safetensors. Leave the argument out."
+            )
+        if pretrained_model_name_or_path is not None and not kwargs.get("state_dict"):
+            check_weight_names(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+            kwargs["use_safetensors"] = True
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @staticmethod
+    def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
+        if state_dict is None and checkpoint_files is not None:
+            check_files(model, checkpoint_files)
+        of_native = super()._load_pretrained_model
+        return of_native(model, state_dict, checkpoint_files, *args, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """Build as the native class does, and first without memory, so that shapes that do not fit reserve none."""
+        with torch.device("meta"):
+            super()._from_config(copy.deepcopy(config), **kwargs)
+        return super()._from_config(config, **kwargs)
 
     def post_init(self) -> None:
         """Factor the vocabulary table, then finish as the native class does."""

@@ -65,6 +65,11 @@ class FactoredTable(nn.Module):
 
     def damage(self) -> str | None:
         """What is wrong with the numbers that a checkpoint gave, with the name of the tensor; None if nothing is."""
+        for name in FACTOR_NAMES:
+            factor = getattr(self, name)
+            # Its ends tell of NaN too, in one pass and without a copy.
+            if factor.numel() and not factor.is_meta and not torch.stack(factor.detach().aminmax()).isfinite().all():
+                return f"{name} has numbers that are infinite or NaN in {factor.dtype}; expected finite ones"
         rows = self.rows
         in_order = torch.arange(len(rows), device=rows.device, dtype=rows.dtype)
         if rows.is_meta or torch.equal(rows.sort().values, in_order):

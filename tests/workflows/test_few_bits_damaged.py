@@ -173,7 +173,10 @@ CONFIGS = [
     (lambda t: t["cluster_sizes"].append(0), "3 cluster_sizes and 2 cluster_ranks"),
     (lambda t: t.update(cluster_sizes=[NUM_TOKENS, 0]), r"clusters has \[\d+, \d+\] tokens|has shape"),
     (lambda t: t.update(cluster_sizes=[1, 1]), "vocabulary table of 2,003 x 32; .* factored one of 2 x 32"),
-    (lambda t: t.update(cluster_sizes=[10**15, 1]), "factored one of 1,000,000,000,000,001 x 32"),
+    (
+        lambda t: t.update(cluster_sizes=[10**15, 1]),
+        "embedding is a table of 1,000,000,000,000,001 x 32 in .* numbers; expected at most",
+    ),
     (lambda t: t.update(dim=64), "factored one of 2,003 x 64"),
     (lambda t: t["checksums"].update(clusters=1), "clusters has the CRC-32 .*expected 1, which"),
     (lambda t: t["checksums"].pop("bases"), "expected .*checksums of coefficients, bases, codebooks, clusters"),
