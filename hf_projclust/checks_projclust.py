@@ -164,13 +164,22 @@ def note_tables(model: Any) -> None:
     model.config.set_factor_layouts(layouts)
 
 
-def damage_of(tables: dict[str, FactoredTable], loading_info: Any, *, may_leave_over: bool) -> str | None:
-    """What is wrong with the factors that a checkpoint gave, or None."""
+def damage_of(model: Any, loading_info: Any, *, may_leave_over: bool) -> str | None:
+    """What is wrong with the weights that a checkpoint gave to a model, or None.
+
+    Weights beyond the table may be missing where a class is loaded that the checkpoint was not saved by: a fresh head.
+    """
+    tables = factored_tables(model)
     keys = {f"{name}.{part}" for name, table in tables.items() for part in table.stored_names}
     if missing := sorted(keys & set(loading_info.missing_keys)):
         return (
             f"the checkpoint has no {', '.join(missing)}; expected every factor of the vocabulary table. Without it "
             "the table would be random: fetch or save the checkpoint again."
+        )
+    if type(model).__name__ in (model.config.architectures or ()) and (missing := sorted(loading_info.missing_keys)):
+        return (
+            f"the checkpoint has no {', '.join(missing)}; expected every weight of the {type(model).__name__} that it "
+            "was saved by. Without it the model would be random in part: fetch or save the checkpoint again."
         )
     left_over = sorted(key for key in loading_info.unexpected_keys if key.rpartition(".")[2] in FACTOR_NAMES)
     if left_over and not may_leave_over:

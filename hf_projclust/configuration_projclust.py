@@ -173,6 +173,7 @@ class ProjClustConfig(PreTrainedConfig):
                 f"the checkpoint's base_model_type is {base_model_type!r}; expected a model type of the installed "
                 "Transformers, such as 'bert'. Upgrade transformers, or fetch the checkpoint again."
             )
+        _check_no_kernels(config_dict)
         config_class = projclust_config_class(CONFIG_MAPPING[base_model_type])
         try:
             result = config_class.from_dict(_with_native_type(config_dict), **kwargs)
@@ -216,6 +217,18 @@ def format_version(layouts: dict[str, FactorLayout]) -> int:
 def register() -> None:
     """Tell ``AutoConfig`` of the model type "projclust". Calling it again changes nothing."""
     AutoConfig.register(ProjClustConfig.model_type, ProjClustConfig, exist_ok=True)
+
+
+def _check_no_kernels(config_dict: dict[str, Any]) -> None:
+    """Refuse a JSON that names attention code on the Hub, which Transformers would fetch and run."""
+    for part in (config_dict, *(value for value in config_dict.values() if isinstance(value, dict))):
+        for name in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+            if "/" in str(part.get(name)):
+                raise ProjClustCheckpointError(
+                    f"the checkpoint has {name}={part[name]!r}, code on the Hub; expected none, since the code of a "
+                    "checkpoint is not run. Take it out of the config.json, and give attn_implementation to "
+                    "from_pretrained() if you trust it."
+                )
 
 
 def check_native_fields(config: Any) -> None:

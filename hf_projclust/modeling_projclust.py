@@ -264,7 +264,7 @@ class ProjClustModelMixin(_NativeModel):
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
         # A body, or another head, leaves the factors of the file's head over, as it would the dense one.
-        damage = damage_of(factored_tables(self), loading_info, may_leave_over="head" in self.config.factor_layouts)
+        damage = damage_of(self, loading_info, may_leave_over="head" in self.config.factor_layouts)
         if damage is not None:
             # Transformers reports and raises for these keys itself, in place of the error below.
             for keys in (loading_info.missing_keys, loading_info.mismatched_keys, loading_info.unexpected_keys):
