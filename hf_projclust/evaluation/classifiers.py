@@ -51,6 +51,7 @@ def make_classifier(source: str | Path, task: str, *, seed: int = 0) -> Any:
     model, report = AutoModelForSequenceClassification.from_pretrained(
         source,
         dtype=torch.float32,
+        use_safetensors=True,
         ignore_mismatched_sizes=True,  # they are refused below
         output_loading_info=True,
         problem_type="single_label_classification" if glue_task.labels else "regression",

@@ -65,12 +65,13 @@ def sentence_transformer(path: str | Path, *, device: str | None = None, batch_s
     from sentence_transformers import SentenceTransformer
 
     try:
-        model: Any = SentenceTransformer(str(path), device="cpu")
+        safe = {"use_safetensors": True}  # pickled weights can run code when they are opened
+        model: Any = SentenceTransformer(str(path), device="cpu", model_kwargs=safe)
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
         # T5 and its like are read there by their native class, which takes a compressed table for one of a wrong shape.
-        model = SentenceTransformer(str(path), device="cpu", model_kwargs={"ignore_mismatched_sizes": True})
+        model = SentenceTransformer(str(path), device="cpu", model_kwargs=safe | {"ignore_mismatched_sizes": True})
         model[0].model = AutoModelForTextEncoding.from_pretrained(path)
     model.to(device or "cpu").eval()
 
