@@ -176,11 +176,6 @@ def damage_of(model: Any, loading_info: Any, *, may_leave_over: bool) -> str | N
             f"the checkpoint has no {', '.join(missing)}; expected every factor of the vocabulary table. Without it "
             "the table would be random: fetch or save the checkpoint again."
         )
-    if type(model).__name__ in (model.config.architectures or ()) and (missing := sorted(loading_info.missing_keys)):
-        return (
-            f"the checkpoint has no {', '.join(missing)}; expected every weight of the {type(model).__name__} that it "
-            "was saved by. Without it the model would be random in part: fetch or save the checkpoint again."
-        )
     left_over = sorted(key for key in loading_info.unexpected_keys if key.rpartition(".")[2] in FACTOR_NAMES)
     if left_over and not may_leave_over:
         return (
@@ -194,6 +189,11 @@ def damage_of(model: Any, loading_info: Any, *, may_leave_over: bool) -> str | N
                 f"{key} has shape {tuple(found)} in the checkpoint; expected {tuple(expected)} from its "
                 "config.json. One of the two files is damaged: fetch or save the checkpoint again."
             )
+    if type(model).__name__ in (model.config.architectures or ()) and (missing := sorted(loading_info.missing_keys)):
+        return (
+            f"the checkpoint has no {', '.join(missing)}; expected every weight of the {type(model).__name__} that it "
+            "was saved by. Without it the model would be random in part: fetch or save the checkpoint again."
+        )
     for name, table in tables.items():
         if damage := table.damage():
             return f"{name}.{damage}. The checkpoint is damaged: fetch or save it again."
