@@ -5,6 +5,7 @@ from loopback_hub.session import HUB  # before anything imports huggingface_hub,
 # isort: split
 import copy
 import inspect
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import logged_deprecations
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
@@ -46,6 +48,11 @@ from typer.testing import CliRunner
 
 from hf_projclust import cli, compress
 from hf_projclust.demo import DemoRow, run_demo
+
+# For the processes that tests start, and for theirs. With PYTHONWARNINGS=default and `pytest -W default` old versions are
+# tested, whose warnings are of no use any more.
+WARNINGS_ARE_ERRORS = os.environ.setdefault("PYTHONWARNINGS", "error") == "error"
+torch.set_warn_always(True)  # what torch says once a process may be said in a test that allows it
 
 VOCAB_SIZE = 97  # prime, so that no cluster size divides it
 WIDTH = 16
@@ -177,6 +184,15 @@ def build_llava() -> LlavaForConditionalGeneration:
     ).eval()
 
 
+@pytest.fixture(autouse=True)
+def no_logged_deprecation() -> Iterator[None]:
+    """Fail a test in which a library logs a deprecation, for which the filters of warnings have no eye."""
+    logged_deprecations.forget_what_was_said_once()
+    yield
+    messages = logged_deprecations.taken()
+    assert not (messages and WARNINGS_ARE_ERRORS), "\n".join(messages)
+
+
 @pytest.fixture(params=TINY_MODELS.values(), ids=TINY_MODELS.keys())
 def tiny(request: pytest.FixtureRequest) -> Tiny:
     """Each of the tiny models in turn."""
@@ -278,8 +294,10 @@ def write_lines(path: Path, *lines: str) -> str:
 
 
 def run_cli(*arguments: object, code: int = 0) -> str:
-    """Run hf-projclust in this process and give what it prints."""
+    """Run hf-projclust in this process, where a warning is an error, and give what it prints."""
     result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    if not isinstance(result.exception, SystemExit | None):  # no message of the command's own
+        raise result.exception
     assert result.exit_code == code, result.output
     return result.output
 

@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
+    PrinterCallback,
+    ProgressCallback,
     Trainer,
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
 from .batches import check_finite
