@@ -49,9 +49,10 @@ from typer.testing import CliRunner
 from hf_projclust import cli, compress
 from hf_projclust.demo import DemoRow, run_demo
 
-# For the processes that tests start, and for theirs. With PYTHONWARNINGS=default and `pytest -W default` old versions are
+# For the processes that tests start, and for theirs. By PYTHONWARNINGS=default and `pytest -W default` old versions are
 # tested, whose warnings are of no use any more.
-WARNINGS_ARE_ERRORS = os.environ.setdefault("PYTHONWARNINGS", "error") == "error"
+os.environ["PYTHONWARNINGS"] = os.environ.get("PYTHONWARNINGS") or "error"
+WARNINGS_ARE_ERRORS = os.environ["PYTHONWARNINGS"] == "error"
 torch.set_warn_always(True)  # what torch says once a process may be said in a test that allows it
 
 VOCAB_SIZE = 97  # prime, so that no cluster size divides it

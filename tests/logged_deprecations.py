@@ -18,8 +18,12 @@ LIBRARIES = (
     "transformers",
 )
 _DEPRECATION = re.compile(r"deprecat|\b(?:will|to) be removed\b|no longer be supported", re.IGNORECASE)
-# Made by one library and logged by another, where nothing here can help it.
-_ALLOWED = re.compile(r"register_constant\(\) on Enum subclasses")  # torchao, as it is imported
+# What a library does itself, and nothing here can help.
+_ALLOWED = re.compile(
+    r"register_constant\(\) on Enum subclasses"  # torchao, as it is imported
+    # assisted decoding of Transformers, which gives its assistant both
+    r"|^Passing `generation_config` together with (?=.*'min_new_tokens')(?=.*'use_cache')"
+)
 
 
 class _Keeper(logging.Handler):
