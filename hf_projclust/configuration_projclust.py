@@ -16,6 +16,7 @@ import contextlib
 import json
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -48,6 +49,9 @@ CODE_FILES = (
 )
 _AUTO_MAP = {"AutoConfig": "configuration_projclust.ProjClustConfig"}  # making the config registers its models
 _MADE_CLASSES: dict[type, Any] = {}
+# Held while what all threads share is changed: made classes, Auto mappings, and what Transformers patches of its own as
+# long as it loads a model.
+SHARED_STATE = threading.RLock()
 
 if TYPE_CHECKING:
     _NativeConfig = PreTrainedConfig
@@ -200,12 +204,13 @@ def projclust_config_class(native_class: type[PreTrainedConfig]) -> type[ProjClu
     """
     from .modeling_projclust import register_auto_classes
 
-    if native_class not in _MADE_CLASSES:
-        attributes = {"__module__": __name__, "native_class": native_class}
-        bases = (ProjClustConfigMixin, native_class)
-        made = _MADE_CLASSES[native_class] = type(f"{PREFIX}{native_class.__name__}", bases, attributes)
-        register_auto_classes(made)
-    return _MADE_CLASSES[native_class]
+    with SHARED_STATE:  # no thread gets a class that another one has made and not registered yet
+        if native_class not in _MADE_CLASSES:
+            attributes = {"__module__": __name__, "native_class": native_class}
+            bases = (ProjClustConfigMixin, native_class)
+            made = _MADE_CLASSES[native_class] = type(f"{PREFIX}{native_class.__name__}", bases, attributes)
+            register_auto_classes(made)
+        return _MADE_CLASSES[native_class]
 
 
 def format_version(layouts: dict[str, FactorLayout]) -> int:

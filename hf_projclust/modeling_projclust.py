@@ -6,11 +6,10 @@ whose weight is tied to it are factored in place, and the tie table is rewritten
 head, if the configuration says so, by factors of its own.
 
 What of Transformers' models is overridden or set here: ``from_pretrained``, ``_load_pretrained_model``,
-``_from_config``, ``post_init``, ``get_submodule``, ``tie_weights``,
-``initialize_weights``, ``state_dict``, ``save_pretrained``, ``_adjust_missing_and_unexpected_keys``,
-``_resize_token_embeddings``, ``_upload_modified_files``, ``barrier_after_gathered_checkpoint_save``,
-``is_custom_code``; ``_tied_weights_keys``, ``all_tied_weights_keys``, ``_tp_plan``, ``_keys_to_ignore_on_save``,
-``_keys_to_ignore_on_load_unexpected``.
+``_from_config``, ``post_init``, ``get_submodule``, ``tie_weights``, ``initialize_weights``, ``state_dict``,
+``save_pretrained``, ``_adjust_missing_and_unexpected_keys``, ``_resize_token_embeddings``, ``_upload_modified_files``,
+``barrier_after_gathered_checkpoint_save``, ``is_custom_code``; ``_tied_weights_keys``, ``all_tied_weights_keys``,
+``_tp_plan``, ``_keys_to_ignore_on_save``, ``_keys_to_ignore_on_load_unexpected``.
 
 This file travels with a checkpoint: it imports torch, transformers and its siblings only.
 """
@@ -44,6 +43,7 @@ from transformers.models.auto.auto_factory import _LazyAutoMapping
 from .checks_projclust import check_files, check_tables, check_weight_names, damage_of, note_tables
 from .configuration_projclust import (
     PREFIX,
+    SHARED_STATE,
     ProjClustConfigMixin,
     projclust_config_class,
 )
@@ -83,7 +83,10 @@ class ProjClustModelMixin(_NativeModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Load as the native class does, from safetensors files only.
+        """Load as the native class does, from safetensors files only, and one model at a time.
+
+        While Transformers builds a model to fill, nothing ties weights in any thread: of two loads at once neither
+        would find its tied tensors, and no model would be tied any more.
 
         Args:
             pretrained_model_name_or_path: As in the native class.
@@ -102,7 +105,8 @@ class ProjClustModelMixin(_NativeModel):
         if pretrained_model_name_or_path is not None and not kwargs.get("state_dict"):
             check_weight_names(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
             kwargs["use_safetensors"] = True
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        with SHARED_STATE:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @staticmethod
     def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
@@ -359,14 +363,15 @@ def projclust_model_class(native_class: Any, config_class: type[ProjClustConfigM
     if native_class.config_class is native_config.sub_configs.get("text_config"):
         config_class = projclust_config_class(native_class.config_class)
     key = (native_class, config_class)
-    if key not in _MADE_CLASSES:
-        name = f"{PREFIX}{native_class.__name__}"
-        conversions = get_checkpoint_conversion_mapping(native_class.__name__)
-        if conversions is not None:  # some are looked up by class name, and would not be found under the made one
-            register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
-        attributes = {"__module__": __name__, "native_class": native_class, "config_class": config_class}
-        _MADE_CLASSES[key] = type(name, (ProjClustModelMixin, native_class), attributes)
-    return _MADE_CLASSES[key]
+    with SHARED_STATE:
+        if key not in _MADE_CLASSES:
+            name = f"{PREFIX}{native_class.__name__}"
+            conversions = get_checkpoint_conversion_mapping(native_class.__name__)
+            if conversions is not None:  # some are looked up by class name, and would not be found under the made one
+                register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
+            attributes = {"__module__": __name__, "native_class": native_class, "config_class": config_class}
+            _MADE_CLASSES[key] = type(name, (ProjClustModelMixin, native_class), attributes)
+        return _MADE_CLASSES[key]
 
 
 def register_auto_classes(config_class: Any) -> None:

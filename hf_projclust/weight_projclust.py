@@ -7,6 +7,7 @@ imports torch and its siblings only.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -81,14 +82,16 @@ class FactoredWeight(torch.Tensor):
 
 def stand_in(table: FactoredTable) -> FactoredWeight:
     """The stand-in for the dense weight of a table: one object, as long as it is in use, for all that share factors."""
-    weight = _STAND_INS.get(id(table.coefficients))
-    if weight is None or not weight._stands_for(table.coefficients):
-        weight = _STAND_INS[id(table.coefficients)] = FactoredWeight(table)
-    return weight
+    with _ONE_AT_A_TIME:
+        weight = _STAND_INS.get(id(table.coefficients))
+        if weight is None or not weight._stands_for(table.coefficients):
+            weight = _STAND_INS[id(table.coefficients)] = FactoredWeight(table)
+        return weight
 
 
 # The stand-ins in use, by the identity of the coefficients that they stand for.
 _STAND_INS: WeakValueDictionary[int, FactoredWeight] = WeakValueDictionary()
+_ONE_AT_A_TIME = threading.RLock()  # which a collection of garbage may enter again
 
 _ANSWERED_BY_STAND_IN = {
     torch.Tensor.__len__,
