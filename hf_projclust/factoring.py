@@ -34,6 +34,7 @@ from .token_counts import count_tokens
 
 logger = logging.get_logger(__name__)
 _SMOOTHING = 0.1
+_LEAST_NORM = 1e-6  # of the mean norm: smaller rows are nearly nothing, and their weights would be beyond float32
 _Stored = tuple[FactorLayout, dict[str, Tensor], dict[str, Any]]
 
 
@@ -96,10 +97,12 @@ def factor_table(
     else:
         stored = pack(found.rows, found.weights, found.clustering, p)
     layout, tensors, errors = stored
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+    is_finite = all(tensor.isfinite().all() for tensor in tensors.values())
+    if not (is_finite and math.isfinite(errors["relative_squared_error"])):
         raise ValueError(
-            f"the factors do not fit in {table.dtype}: some are beyond its largest number. Expected a table whose rows "
-            "have smaller norms; load the model with dtype=torch.float32 or bfloat16."
+            f"the factors do not fit in {table.dtype}: some, or rows that they give, are beyond its largest number. "
+            "Expected a table whose rows have smaller norms; load the model in a dtype of a larger range, such as "
+            "dtype=torch.float32."
         )
     size_bytes = sum(tensor.nbytes for name, tensor in tensors.items() if name != "rows")
     if size_bytes >= num_tokens * dim * table.dtype.itemsize:
@@ -198,7 +201,8 @@ def row_weights(use: Tensor, norms: Tensor, count_exponent: float, norm_exponent
         use: Share of each token in running text, shape (n,), float64.
         norms: Norm of each row, shape (n,), float64.
         count_exponent: Power of the use.
-        norm_exponent: Power of the norm: 0 for absolute errors, 2 for relative squared ones.
+        norm_exponent: Power of the norm: 0 for absolute errors, 2 for relative squared ones. No row counts by a norm
+            of less than a millionth of the mean.
         p: Power of the errors that are weighted.
 
     Returns:
@@ -206,7 +210,7 @@ def row_weights(use: Tensor, norms: Tensor, count_exponent: float, norm_exponent
     """
     relative = norms / norms.mean().clamp(min=torch.finfo(torch.float64).tiny)
     weights = (use * len(use) + _SMOOTHING).pow(count_exponent)
-    weights = torch.where(relative > 0, weights / relative.pow(norm_exponent), 0)
+    weights = torch.where(relative > 0, weights / relative.clamp(min=_LEAST_NORM).pow(norm_exponent), 0)
     return weights / (weights * norms.pow(p)).mean().clamp(min=torch.finfo(torch.float64).tiny)
 
 

@@ -48,7 +48,7 @@ def pack(
             first = start + filled[number] * rank
             coefficients[first : first + kept.numel()] = kept.flatten()
             filled[number] += len(dense)
-            rebuilt = kept.to(dense) if rank == dim else kept.to(dense) @ stored_bases[number].to(dense)
+            rebuilt = kept if rank == dim else (kept.to(dense) @ stored_bases[number].to(dense)).to(dtype)
             losses.add(number, dense, rebuilt, weights[span][is_member])
     tensors = {
         "coefficients": coefficients,

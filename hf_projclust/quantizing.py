@@ -19,7 +19,7 @@ from .basis_codes import round_vectors, train_pairs
 from .embedding_projclust import factor_in_place
 from .layout_projclust import Band, PackedLayout
 from .losses import Losses
-from .packed_projclust import WORD_STEPS
+from .packed_projclust import SCALE_STEPS, SCALE_ZERO, WORD_STEPS
 from .row_codes import as_words, decode_rows, encode_rows, rough_scales, scale_of, split_bands
 from .solvers import ProjectiveClustering, Rows, lp_coefficients
 from .solvers.codebooks import train_codebook
@@ -47,7 +47,8 @@ def quantize(
     """
     sizes = torch.bincount(clustering.assignment, minlength=len(clustering.bases)).tolist()
     largest = float(rows.norms.max())
-    unit = 2.0 ** round(math.log2(largest)) if largest > 0 else 1.0  # squares of other numbers may overflow, or vanish
+    # Squares of other numbers may overflow, or vanish; and what is divided by the unit must not overflow.
+    unit = max(2.0 ** round(math.log2(largest)), torch.finfo(rows.dtype).tiny) if largest > 0 else 1.0
     in_units = rows.weighted(torch.full_like(rows.norms, unit**-2.0))
     weights = weights / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny)
     coder = _Coder(in_units, weights, clustering, PackedLayout.of_bands(rows.dim, sizes, bands), p, seed)
@@ -149,13 +150,12 @@ class _Coder:
         found = [(energy / mass.clamp(min=tiny)).sqrt() for energy, mass in zip(energies, masses, strict=True)]
         found = [deviations.clamp(min=1e-6 * float(deviations.sum()) + tiny) for deviations in found]
         # Their ratios matter, and that ordinary rows get ordinary scales, whatever the rows are that count most.
-        sizes, counts = zero.repeat(len(found)), zero.repeat(len(found))
+        logarithms = [[zero[:0]] for _ in found]
         for number, dense, _ in self._members():
             lengths = ((dense @ self.directions[number].T).double() / found[number]).square().mean(dim=1).sqrt()
-            sizes[number] += lengths[lengths > 0].log().sum()
-            counts[number] += (lengths > 0).sum()
-        common = (sizes / counts.clamp(min=1)).exp()
-        return [(one * size).to(self.rows.dtype).unsqueeze(1) for one, size in zip(found, common, strict=True)]
+            logarithms[number].append(lengths[lengths > 0].log2())
+        common = [_ordinary(torch.cat(parts)) for parts in logarithms]
+        return [(one * 2.0**size).to(self.rows.dtype).unsqueeze(1) for one, size in zip(found, common, strict=True)]
 
     def _take_up(self, fitted: list[Tensor]) -> None:
         """Round bases, whose vectors are as long as the deviations of their coordinates, and find words for them."""
@@ -216,6 +216,14 @@ class _Coder:
             samples, masses = (torch.cat(parts) for parts in zip(*pool, strict=True))
             codebooks[width] = train_codebook(samples, masses, WORD_STEPS, self.generator)
         return codebooks
+
+
+def _ordinary(logarithms: Tensor) -> float:
+    """The mean of logarithms to the base of two, of which none counts as further from the median than scales reach."""
+    if not len(logarithms):
+        return 0.0
+    median, reach = logarithms.median(), SCALE_ZERO / SCALE_STEPS
+    return float(logarithms.clamp(median - reach, median + reach).mean())
 
 
 def _inverse(vectors: Tensor, fitted: Tensor) -> Tensor:

@@ -135,6 +135,8 @@ def uniform_rank(num_rows: int, dim: int, num_clusters: int, compression: float)
             f"use compression <= {limit} or fewer clusters"
             if limit > 0
             else f"use fewer clusters than {num_clusters}, or leave a table this small as it is"
+            if num_clusters > 1
+            else "leave a table this small as it is"
         )
         raise ValueError(
             f"compression={compression} leaves {budget:,} numbers for a table of {num_rows:,} x {dim}; expected "

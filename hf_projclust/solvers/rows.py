@@ -67,10 +67,11 @@ class Rows:
             p: Power of the distances that are weighted.
 
         Returns:
-            Rows that read w^(1/p) times each row, so that distance^p has the weight.
+            Rows that read w^(1/p) times each row, so that distance^p has the weight; of a scale that ``dtype`` cannot
+            hold, which only rows of nearly nothing have, the largest that it can.
         """
         rows = copy.copy(self)
-        scales = weights.to(self.device).pow(1 / p)
+        scales = weights.to(self.device).pow(1 / p).clamp(max=torch.finfo(self.dtype).max)
         rows.scales, rows.norms = scales.to(self.dtype), self.norms * scales
         return rows
 

@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# Else torch keeps up to 1,024 operations of oneDNN, one a shape, of dense models too: some ten MB, which is no leak.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "0")
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests are no package
 from few_bits import NUM_TOKENS, dense_model, packed_model  # before transformers, since it chooses the Hub
 
