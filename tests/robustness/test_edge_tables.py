@@ -85,7 +85,7 @@ SLACK = {2.0: 0.01, 1.0: 0.05}  # robust subspaces are those of the rows' distan
 REFUSED: dict[str, dict[str, str]] = {
     "all rows zero": dict.fromkeys(("4 bits", "ratio"), NOTHING_LEFT),
     # Their norms, which a coordinate along them is, are beyond the dtype.
-    "a row of the largest float32": dict.fromkeys(FLOATS, TOO_LARGE),
+    "a row of the largest float32": dict.fromkeys(("svd", "messi", "robust"), TOO_LARGE),
     "a row of the largest float16": dict.fromkeys((*FLOATS, "3 bits, robust"), TOO_LARGE),
     "one token": dict.fromkeys(BY_SHARE, TOO_SMALL),
     "five tokens": dict.fromkeys(("messi", "ratio"), TOO_SMALL),
@@ -186,14 +186,14 @@ def test_more_clusters_than_tokens_are_refused() -> None:
         compress(model_of(ROWS), num_clusters=301, rank=1, token_counts="uniform")
 
 
-@pytest.mark.parametrize("preset", ["svd", "robust", "adaptive", "ratio"])
+@pytest.mark.parametrize("preset", ["svd", "adaptive", "ratio"])
 def test_the_number_of_threads_changes_a_result_by_rounding_only(preset: str) -> None:
-    table = random_rows(1500, 32)  # large enough for products to be split among threads
+    table = random_rows(1200, 32)  # large enough for products to be split among threads
     before, found = torch.get_num_threads(), {}
     try:
         for num_threads in (1, 2, 4):
             torch.set_num_threads(num_threads)
-            model = compress(model_of(table), **options_of(table, preset))
+            model = compress(model_of(table), **options_of(table, preset) | {"max_rounds": 2, "num_starts": 1})
             found[num_threads] = model.config.projclust["solver"]["embedding"]["relative_squared_error"]
     finally:
         torch.set_num_threads(before)
