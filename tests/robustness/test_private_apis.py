@@ -9,6 +9,8 @@ import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import peft
@@ -19,6 +21,7 @@ from huggingface_hub.errors import HFValidationError
 from source_names import LIBRARIES, overridden_names, used_names
 from torch import nn
 from transformers import AutoModel, BertConfig, LlavaConfig, PreTrainedConfig, PreTrainedModel, Trainer, initialization
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from watched_models import BERT, build, calls, has_parameters, reload, save
 
 from hf_projclust.configuration_projclust import ProjClustConfigMixin
@@ -27,6 +30,7 @@ from hf_projclust.modeling_projclust import ProjClustModelMixin
 NO_TABLE = "no table is factored: compress() and every load fail"
 NO_LOAD = "compressed checkpoints do not load, or load with random factors"
 NO_SAVE = "what is saved of a compressed model is not what is loaded"
+NO_CHECK = "files and configurations that do not fit reserve memory before they are refused"
 NO_RESIZE = "resize_token_embeddings() of a compressed model"
 NO_AUTO = "the Auto classes do not know compressed models, or their tokenizers and processors"
 NO_CARD = "cards that are pushed are those of Transformers, and say nothing of the compression"
@@ -198,6 +202,51 @@ def _() -> Any:
     senders = [inspect.getsource(each) for each in (PreTrainedModel.save_pretrained, PreTrainedModel.push_to_hub)]
     is_called = any("self._upload_modified_files(" in sender for sender in senders)
     return is_called and has_parameters(PreTrainedModel._upload_modified_files, "self working_dir repo_id")
+
+
+@relies_on(
+    "PreTrainedModel.barrier_after_gathered_checkpoint_save",
+    "called last in a save, when all is written",
+    breaks=NO_SAVE,
+)
+def _() -> Any:
+    at_the_end = calls("barrier_after_gathered_checkpoint_save", save)
+    source = inspect.getsource(PreTrainedModel.save_pretrained)
+    return len(at_the_end) == 1 and source.rstrip().endswith(
+        "self.barrier_after_gathered_checkpoint_save(distributed_config)"
+    )
+
+
+@relies_on(
+    "PreTrainedModel._load_pretrained_model",
+    "given a model on the meta device and the files, before it fills",
+    breaks=NO_CHECK,
+)
+def _() -> Any:
+    seen: list[Any] = []
+
+    def watched(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append((state_dict, checkpoint_files, {parameter.device.type for parameter in model.parameters()}))
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
+    reload(type(BERT.__name__, (BERT,), {"_load_pretrained_model": staticmethod(watched)}))
+    [(state_dict, files, devices)] = seen
+    return state_dict is None and all(file.endswith(".safetensors") for file in files) and devices == {"meta"}
+
+
+@relies_on("PreTrainedModel._from_config", "what from_config of the Auto classes builds by", breaks=NO_CHECK)
+def _() -> Any:
+    return "model_class._from_config(config" in inspect.getsource(_BaseAutoModelClass.from_config)
+
+
+@relies_on("transformers.modeling_utils.load_state_dict", "reads headers alone on the meta device", breaks=NO_CHECK)
+def _() -> Any:
+    with TemporaryDirectory() as folder:
+        build().save_pretrained(folder)
+        headers = resolve("transformers.modeling_utils.load_state_dict")(
+            str(Path(folder, "model.safetensors")), map_location="meta"
+        )
+    return headers and all(tensor.is_meta for tensor in headers.values())
 
 
 @relies_on("Trainer.create_model_card", "what writes README.md before a Trainer pushes", breaks=NO_CARD)
