@@ -8,34 +8,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from math import prod
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from transformers.modeling_utils import load_state_dict
+from safetensors import SafetensorError, safe_open
 
 from .layout_projclust import ProjClustCheckpointError
 from .packed_projclust import PackedTable
 from .table_projclust import FACTOR_NAMES, FactoredTable
 from .vocabulary_projclust import factored_tables, owner_of
 
-_SUFFIX, _INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
+_SUFFIX = ".safetensors"
 _FETCH = "Fetch or save the checkpoint again."
 
 
-def check_weight_names(folder: str | PathLike[str]) -> None:
+def check_weight_names(folder: str | PathLike[str], variant: str | None = None) -> None:
     """Refuse a folder with pickled weights alone, or with an index of other files than its own; no weights are opened.
 
     Args:
         folder: Folder of a checkpoint; what is no folder is left to those who look on the Hub.
+        variant: Which of several weights are asked for, such as "fp16".
 
     Raises:
         ProjClustCheckpointError: If the weights, or those of an adapter beside them, are pickled, or an index is
             damaged.
     """
     names = {path.name for path in Path(folder).iterdir()} if Path(folder).is_dir() else set()
-    is_safe = any(name.endswith((_SUFFIX, _INDEX_SUFFIX)) for name in names)
+    is_safe = any(name.endswith(_SUFFIX) or f"{_SUFFIX}.index" in name for name in names)
     pickled = [] if is_safe else sorted(name for name in names if name.startswith("pytorch_model"))
     if "adapter_config.json" in names and "adapter_model.safetensors" not in names:
         pickled += sorted(names & {"adapter_model.bin"})
@@ -45,9 +46,10 @@ def check_weight_names(folder: str | PathLike[str]) -> None:
             "since they can run code: fetch the safetensors files, or, if you trust who made these, load them with "
             "Transformers and save them by save_pretrained()."
         )
-    for name in sorted(names):
-        if name.endswith(_INDEX_SUFFIX):
-            _check_index(Path(folder, name), names)
+    of_variant = f".{variant}" if variant else ""
+    single, index = f"model{of_variant}{_SUFFIX}", f"model{_SUFFIX}.index{of_variant}.json"
+    if index in names and single not in names:  # which is taken first
+        _check_index(Path(folder, index), names)
 
 
 def _check_index(path: Path, names: set[str]) -> None:
@@ -74,14 +76,14 @@ def check_files(model: Any, files: Iterable[str]) -> None:
     """Refuse files that do not hold what a model asks for, by their headers, before memory is reserved for it.
 
     Args:
-        model: A model on the meta device.
+        model: A model; what of it is not on the meta device has its memory already, and is passed over.
         files: Paths of the weights.
 
     Raises:
         ProjClustCheckpointError: If one is no safetensors file, or a tensor cannot be in them for its size, or is of
             whole numbers where the table has floating ones, or the other way round.
     """
-    headers: dict[str, Tensor] = {}  # without memory
+    headers: dict[str, tuple[tuple[int, ...], str]] = {}  # shape and dtype of each tensor
     for file in files:
         if not file.endswith(_SUFFIX):
             raise ProjClustCheckpointError(
@@ -89,20 +91,24 @@ def check_files(model: Any, files: Iterable[str]) -> None:
                 f"{_FETCH}"
             )
         try:
-            headers |= load_state_dict(file, map_location="meta")
-        except Exception as error:  # which is all that SafetensorError is
+            with safe_open(file, "pt") as opened:
+                parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it is no dictionary)
+                headers |= {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+        except (OSError, SafetensorError) as error:
             raise ProjClustCheckpointError(
                 f"{file!r} cannot be read ({type(error).__name__}: {error}); expected a whole safetensors file. "
                 f"{_FETCH}"
             ) from error
-    num_stored = sum(header.numel() for header in headers.values())
+    num_stored = sum(prod(shape) for shape, _ in headers.values())
     tables = factored_tables(model)
     of_tables = {f"{name}.{part}": table for name, table in tables.items() for part in table.stored_names}
     prefix = f"{model.base_model_prefix}."
     for key, tensor in model.state_dict().items():
+        if not tensor.is_meta:
+            continue
         stored = next((each for each in (key, prefix + key, key.removeprefix(prefix)) if each in headers), None)
         # A head that is in no file is made anew, as natively; what has another shape there is refused in the end.
-        is_wanted = key in of_tables or (stored is not None and headers[stored].shape != tensor.shape)
+        is_wanted = key in of_tables or (stored is not None and headers[stored][0] != tuple(tensor.shape))
         if is_wanted and tensor.numel() > num_stored:
             needed = f"{tuple(tensor.shape)} from its config.json, which is more than the {num_stored:,} numbers there"
             if stored is None:
@@ -111,13 +117,13 @@ def check_files(model: Any, files: Iterable[str]) -> None:
                     f"shape {needed}. Without it the table would be random: fetch or save the checkpoint again."
                 )
             raise ProjClustCheckpointError(
-                f"{stored} has shape {tuple(headers[stored].shape)} in the checkpoint; expected {needed}. One of the "
-                "two files is damaged: fetch or save the checkpoint again."
+                f"{stored} has shape {headers[stored][0]} in the checkpoint; expected {needed}. One of the two "
+                "files is damaged: fetch or save the checkpoint again."
             )
         is_float_table = key in of_tables and not isinstance(of_tables[key], PackedTable)  # few bits have checksums
         if stored is not None and is_float_table:
-            found = headers[stored].dtype
-            if tensor.is_floating_point() != found.is_floating_point:
+            found = headers[stored][1]
+            if tensor.is_floating_point() != ("F" in found):  # F32, BF16, F8_E4M3, but I32, U8, BOOL
                 kind = "floating" if tensor.is_floating_point() else "whole"
                 raise ProjClustCheckpointError(f"{stored} has dtype {found}; expected {kind} numbers. {_FETCH}")
 
@@ -189,7 +195,9 @@ def damage_of(model: Any, loading_info: Any, *, may_leave_over: bool) -> str | N
                 f"{key} has shape {tuple(found)} in the checkpoint; expected {tuple(expected)} from its "
                 "config.json. One of the two files is damaged: fetch or save the checkpoint again."
             )
-    if type(model).__name__ in (model.config.architectures or ()) and (missing := sorted(loading_info.missing_keys)):
+    # A pooler may be left out when a class is made, which no configuration tells.
+    missing = sorted(key for key in loading_info.missing_keys if "pooler" not in key.split("."))
+    if type(model).__name__ in (model.config.architectures or ()) and missing:
         return (
             f"the checkpoint has no {', '.join(missing)}; expected every weight of the {type(model).__name__} that it "
             "was saved by. Without it the model would be random in part: fetch or save the checkpoint again."

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from . import modeling_projclust
 from .checks_projclust import check_weight_names
-from .configuration_projclust import PREFIX, ProjClustConfigMixin, check_native_fields
+from .configuration_projclust import PREFIX, SHARED_STATE, ProjClustConfigMixin, check_native_fields
 from .missing_weights import check_nothing_is_missing
 from .tables import TableFile, find_table
 
@@ -54,7 +54,8 @@ def load_model(path: str | Path, *, as_class: Any = None) -> PreTrainedModel:
                 f"{as_class.__name__}, which is a dense model. Give that one, or load it yourself and pass the model."
             )
         safe = {"use_safetensors": True, "dtype": "auto", "output_loading_info": True}
-        model, report = found.from_pretrained(path, config=config, **safe)
+        with SHARED_STATE:
+            model, report = found.from_pretrained(path, config=config, **safe)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise FileNotFoundError(
             f"model {str(path)!r} could not be loaded; expected a folder with a config.json and weights, or the id "
@@ -112,7 +113,7 @@ def load_model_without_tables(
             if group is not None:
                 names[group].append(full_name)
     tables = {name: find_table(folder, names[name], modules[0].weight.shape[0]) for name, modules in groups.items()}
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as unused:
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as unused, SHARED_STATE:
         warnings.filterwarnings("ignore", "The following device_map keys do not match")
         placed = {"device_map": places, "offload_folder": unused}
         model = found.from_pretrained(folder, config=config, dtype="auto", use_safetensors=True, **placed)

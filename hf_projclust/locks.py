@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import os
 import platform
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from .solvers.rows import process_index
+
+_LONGEST = 200  # of a name, so that there is room for what is added to it
 
 
 @contextlib.contextmanager
@@ -38,8 +42,7 @@ def locked(*folders: str | Path | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    file = folder.with_name(f".{folder.name}.lock")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = _file_of(folder)
     lock = FileLock(file, timeout=0)
     try:
         lock.acquire()
@@ -56,6 +59,14 @@ def _locked(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # some systems delete no file that is open
             file.unlink()
         lock.release()
+
+
+def _file_of(folder: Path) -> Path:
+    """Beside the folder; where nothing can be made there, among temporary files."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if os.access(folder.parent, os.W_OK):
+        return folder.with_name(f".{folder.name[:_LONGEST]}.lock")
+    return Path(tempfile.gettempdir(), f"hf_projclust-{hashlib.sha256(os.fsencode(folder)).hexdigest()}.lock")
 
 
 def _holder(file: Path) -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from contextvars import ContextVar
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -56,6 +57,7 @@ from .whole_folder_projclust import WholeFolder
 
 _MADE_CLASSES: dict[tuple[type, type], Any] = {}
 _TABLE_IN_PEFT = "embeddings.word_embeddings"
+_SAVE: ContextVar[WholeFolder | None] = ContextVar("what this thread is saving", default=None)
 
 if TYPE_CHECKING:
     _NativeModel = PreTrainedModel
@@ -71,7 +73,6 @@ class ProjClustModelMixin(_NativeModel):
         None  # writes the card of a saved folder; hf_projclust sets it, a checkpoint's code has none
     )
     _tied_rows: dict[str, str]  # buffers of tied modules, each with that of the module whose row order it copies
-    _save: WholeFolder | None = None  # what is being saved
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         """Build as the native class does; of a composite's configuration a text model takes the text part."""
@@ -103,7 +104,8 @@ class ProjClustModelMixin(_NativeModel):
                 "which can run code; expected safetensors. Leave the argument out."
             )
         if pretrained_model_name_or_path is not None and not kwargs.get("state_dict"):
-            check_weight_names(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+            folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+            check_weight_names(folder, kwargs.get("variant"))
             kwargs["use_safetensors"] = True
         with SHARED_STATE:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -227,15 +229,15 @@ class ProjClustModelMixin(_NativeModel):
             if push_to_hub:  # else it would be that of the hidden folder
                 kwargs.setdefault("repo_id", Path(save_directory).name)
             if not kwargs.get("distributed_checkpoint"):  # of which each process writes its part
-                self._save = stack.enter_context(WholeFolder.saved(save_directory))
-                stack.callback(setattr, self, "_save", None)
-                save_directory = self._save.partial
+                save = stack.enter_context(WholeFolder.saved(save_directory))
+                stack.callback(_SAVE.reset, _SAVE.set(save))
+                save_directory = save.partial
             super().save_pretrained(save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
 
     def barrier_after_gathered_checkpoint_save(self, distributed_config: Any) -> None:
         """Put in place what was saved before other processes, which wait here, go on to read it."""
-        if self._save is not None:
-            self._save.put_in_place()
+        if (save := _SAVE.get()) is not None:
+            save.put_in_place()
         super().barrier_after_gathered_checkpoint_save(distributed_config)
 
     def _upload_modified_files(
@@ -249,11 +251,13 @@ class ProjClustModelMixin(_NativeModel):
         """Upload a saved folder, with the model's card in place of the one that Transformers has just written."""
         working_dir, existing = Path(working_dir), None
         card = working_dir / "README.md"
-        if self._save is not None:
-            working_dir, saved = self._save.folder, {path.name for path in working_dir.iterdir()}
-            card = working_dir / "README.md"
+        if (save := _SAVE.get()) is not None:
+            new_card, saved = card, {path.name for path in working_dir.iterdir()}
+            working_dir, card = save.folder, save.folder / "README.md"
             existing = card.read_bytes() if card.is_file() else None
-            self._save.put_in_place()  # first: an upload may fail
+            if existing is not None and self.write_card is not None:
+                new_card.write_bytes(existing)  # what is in it is kept, whatever comes
+            save.put_in_place()  # first: an upload may fail
             others = [path for path in working_dir.iterdir() if path.name not in saved]
             files_timestamps = {path.name: path.stat().st_mtime for path in others}
         try:

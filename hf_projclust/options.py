@@ -191,9 +191,8 @@ class FactoringOptions:
 
     def _check_count(self, name: str, least: int, way_out: str) -> None:
         value = getattr(self, name)
-        value = int(value) if not isinstance(value, bool) and isinstance(value, numbers.Integral) else value
         check_whole(name, value, least, way_out=f"{way_out}.")
-        object.__setattr__(self, name, value)
+        object.__setattr__(self, name, int(value))
 
     def _check_share(self, name: str, expected: str) -> None:
         value = getattr(self, name)

@@ -58,16 +58,16 @@ def logits_of(model: Any, ids: Tensor) -> Tensor:
     ids = ids.to(model.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = shifted(ids, first_of_decoder(model.config))
+        inputs["decoder_input_ids"] = shifted(ids, first_of_decoder(model))
     logits: Tensor = model(**inputs).logits
     return logits
 
 
-def first_of_decoder(config: Any) -> int:
+def first_of_decoder(model: Any) -> int:
     """The token that the decoder of an encoder-decoder begins with, as generation takes it.
 
     Args:
-        config: Configuration of the model.
+        model: The model.
 
     Returns:
         Its id.
@@ -76,8 +76,9 @@ def first_of_decoder(config: Any) -> int:
         ValueError: If the configuration names none.
     """
     for name in ("decoder_start_token_id", "bos_token_id"):
-        if (token := getattr(config, name, None)) is not None:
-            return int(token)
+        for config in (model.config, getattr(model, "generation_config", None)):
+            if (token := getattr(config, name, None)) is not None:
+                return int(token)
     raise ValueError(
         "the configuration names neither decoder_start_token_id nor bos_token_id; expected the token that the decoder "
         "begins with. Set it in config.json."

@@ -20,14 +20,16 @@ from pathlib import Path
 _WEIGHTS = re.compile(r"(?P<name>.+?)(-\d{5}-of-\d{5})?\.safetensors(\.index(?P<variant>\..+)?\.json)?")
 _AT_CURRENT_FOLDER = -100  # AT_FDCWD of Linux
 _EXCHANGE = 2  # RENAME_EXCHANGE
+_LONGEST = 200  # of a name, so that there is room for what is added to it
 _FULL = f"(os error {errno.ENOSPC})"  # in what safetensors raises
 
 
 class WholeFolder:
-    """A hidden folder to write into, which then takes the place of another with all that the other has besides.
+    """A hidden folder to write into, which then takes the place of another, with the files that the other has besides.
 
-    Where the other cannot be replaced (the current folder, a mount point, one of another owner, a system without the
-    step), files go into it one by one, each whole; a kill meanwhile leaves some of each.
+    Where the other cannot be replaced by one like it, files go into it one by one, each whole; a kill meanwhile leaves
+    some of each. That is so where it has folders in it, for the current folder, mount points, files or folders of other
+    owners, and systems without the step.
 
     Args:
         folder: Where the files are to be in the end.
@@ -42,13 +44,11 @@ class WholeFolder:
         if self.folder.exists() and not self.folder.is_dir():
             raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder to save in. Choose another.")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.partial = self.folder / f".{uuid.uuid4().hex[:8]}.partial"
         self._is_inside = not _may_be_replaced(self.folder)
-        if not self._is_inside:
-            self.partial = hidden_beside(self.folder)
+        self.partial = _hidden_in(self.folder) if self._is_inside else hidden_beside(self.folder)
         # Nobody is to read in it who may not in the other.
         self.partial.mkdir(mode=self.folder.stat().st_mode & 0o777 if self.folder.exists() else 0o777)
-        self._is_in_place = False
+        self._is_in_place = self._holds_the_old = False
 
     @staticmethod
     @contextlib.contextmanager
@@ -63,7 +63,7 @@ class WholeFolder:
             yield save
             save.put_in_place()
         except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC or _FULL in str(error):
+            if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or _FULL in str(error):
                 free = shutil.disk_usage(save.folder.parent).free
                 raise OSError(
                     errno.ENOSPC,
@@ -72,56 +72,80 @@ class WholeFolder:
                 ) from error
             raise
         finally:
-            shutil.rmtree(save.partial, ignore_errors=True)
+            save._remove()
 
     def put_in_place(self) -> None:
         """Give the destination what was written, once.
 
         What else it holds stays, but for weights of an earlier save that these are in place of: shards, or one file.
         """
-        written = set() if self._is_in_place else {path.name for path in self.partial.iterdir()}
-        if not written:  # as by the processes of a run that leave the files to another
+        if self._is_in_place:
             return
         self._is_in_place = True
+        written = {path.name for path in self.partial.iterdir()}
+        if not written:  # as by the processes of a run that leave the files to another
+            self.folder.mkdir(exist_ok=True)
+            return
         self._follow_the_umask(written)
         if self._is_inside or not self._take_the_place(written):
             for name in sorted(written):
-                os.replace(self.partial / name, self.folder / name)
+                _move(self.partial / name, self.folder / name)
             for name in _stale(self.folder, written):
                 (self.folder / name).unlink(missing_ok=True)
 
     def _follow_the_umask(self, written: set[str]) -> None:
         """Give files the mode that a new one has: safetensors makes some that nobody else may read."""
-        new = self.partial / f".{uuid.uuid4().hex[:8]}"
+        new = _hidden_in(self.partial)
         new.touch()
         mode = new.stat().st_mode & 0o777
         new.unlink()
         for path in (self.partial / name for name in written):
-            if path.is_file():
-                path.chmod(mode)
+            if path.is_file() and path.stat().st_mode & 0o777 != mode:
+                with contextlib.suppress(OSError):  # some file systems have no modes
+                    path.chmod(mode)
 
     def _take_the_place(self, written: set[str]) -> bool:
-        """Replace the folder in one step; False, with nothing changed, where that cannot be."""
-        if self.folder.exists():
-            shutil.copymode(self.folder, self.partial)
+        """Replace the folder in one step; False, with the folder as it was, where that cannot be."""
         try:
+            if self.folder.exists():
+                shutil.copymode(self.folder, self.partial)
             self.partial.rename(self.folder)
             return True
         except OSError:
             if not self.folder.is_dir():
                 raise
         # It holds something.
-        _link_all(self.folder, self.partial, without=_stale(self.folder, written))
-        if not exchange(self.partial, self.folder):
+        try:
+            _link_all(self.folder, self.partial, without=written | _stale(self.folder, written))
+            if not exchange(self.partial, self.folder):
+                return False
+        except (OSError, NotImplementedError):  # what has no second name here stays where it is
             return False
         # Another process of the run, which saves its own part, may have written into the old folder meanwhile.
-        _link_all(self.partial, self.folder, without=_stale(self.partial, written))
+        self._holds_the_old = True
+        for path in self.partial.iterdir():
+            if not (path.name in written | _stale(self.partial, written) or os.path.lexists(self.folder / path.name)):
+                path.rename(self.folder / path.name)
         return True
+
+    def _remove(self) -> None:
+        """Remove the hidden folder; of an old one that stands in its place only what there was to replace: files."""
+        if not self._holds_the_old:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            return
+        with contextlib.suppress(OSError):
+            for path in self.partial.iterdir():
+                path.unlink()
+            self.partial.rmdir()
 
 
 def hidden_beside(folder: Path) -> Path:
     """A path in the parent of a folder that nothing has, for what is to take its place."""
-    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    return folder.with_name(f".{folder.name[:_LONGEST]}.{uuid.uuid4().hex[:8]}.partial")
+
+
+def _hidden_in(folder: Path) -> Path:
+    return folder / f".{uuid.uuid4().hex[:8]}.partial"
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -141,29 +165,38 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def _may_be_replaced(folder: Path) -> bool:
-    """Whether a new folder can stand for it: to its owner and group, and to this process, which may be in it."""
-    current, parent = Path(os.path.realpath(".")), folder.parent
-    if not os.access(parent, os.W_OK) or os.path.ismount(folder) or folder in (current, *current.parents):
+    """Whether a new folder can stand for it: to its owner, to this process, and for all that it holds."""
+    try:
+        current = Path(os.path.realpath("."))
+    except OSError:  # it was deleted
         return False
-    if os.name != "posix" or not folder.exists():
+    if not os.access(folder.parent, os.W_OK) or os.path.ismount(folder) or folder in (current, *current.parents):
+        return False
+    if not folder.exists():
         return True
-    own = (os.geteuid(), os.getegid())
-    return (folder.stat().st_uid, folder.stat().st_gid) == own
+    # A folder within it may be a mount point, have another owner, or be written into by others.
+    if any(path.is_dir() and not path.is_symlink() for path in folder.iterdir()):
+        return False
+    return os.name != "posix" or (folder.stat().st_uid, folder.stat().st_gid) == (os.geteuid(), os.getegid())
 
 
 def _link_all(source: Path, target: Path, without: set[str]) -> None:
-    """Give a folder what another has and it has not: the same files, under a second name."""
+    """Give a folder the files of another under a second name."""
     for path in source.iterdir():
-        if path.name in without:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            (target / path.name).mkdir(mode=path.stat().st_mode & 0o777, exist_ok=True)
-            _link_all(path, target / path.name, set())
-        elif not os.path.lexists(target / path.name):
-            try:
-                os.link(path, target / path.name, follow_symlinks=False)
-            except OSError:  # this file system has no links
-                shutil.copy2(path, target / path.name, follow_symlinks=False)
+        if path.name not in without:
+            os.link(path, target / path.name, follow_symlinks=False)
+
+
+def _move(path: Path, target: Path) -> None:
+    """Move a file in one step, over a mount point too."""
+    try:
+        os.replace(path, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        near = _hidden_in(target.parent)
+        shutil.copy2(path, near)
+        os.replace(near, target)
 
 
 def _stale(folder: Path, written: set[str]) -> set[str]:

@@ -132,7 +132,7 @@ def test_the_least_limit_of_length_holds(max_length: int, of_the_tokenizer: int,
 
 def test_a_decoder_that_no_token_begins_is_refused(texts: list[torch.Tensor], tokenizer: Any) -> None:
     model = TINY_MODELS["t5"].build()
-    model.config.decoder_start_token_id = None
+    model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = None
     with pytest.raises(ValueError, match="names neither decoder_start_token_id nor bos_token_id"):
         compare_predictions(model, model, texts, tokenizer=tokenizer, batch_size=1, seed=0)
 

@@ -360,7 +360,7 @@ def test_a_teacher_that_lacks_what_the_loss_depends_on_is_refused(
 def test_a_decoder_that_no_token_begins_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     tiny = TINY_MODELS["t5"]
     model, teacher = tiny.compressed(), tiny.build()
-    model.config.decoder_start_token_id = None
+    model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = None
     with pytest.raises(ValueError, match="names neither decoder_start_token_id nor bos_token_id"):
         recover(model, teacher, tokenizer, TEXTS, **QUICK)
 

@@ -89,6 +89,8 @@ def recover(
     """
     resources = Resources(device=device, memory_limit=None, checkpoint=checkpoint)
     check_options(num_epochs, max_steps, learning_rate, batch_size, max_length, seed)
+    batch_size, max_length, seed = int(batch_size), int(max_length), int(seed)  # JSON knows no numbers of numpy
+    max_steps = None if max_steps is None else int(max_steps)
     check_texts(texts)
     model = own_model(model)
     check_model(model)
@@ -107,7 +109,7 @@ def recover(
     is_given = isinstance(teacher, PreTrainedModel)
     reference: Any = _load_teacher(teacher, model) if isinstance(teacher, str | Path) else own_model(teacher)
     check_teacher(reference, model)
-    first = first_of_decoder(model.config) if model.config.is_encoder_decoder else None
+    first = first_of_decoder(model) if model.config.is_encoder_decoder else None
     rows = _tokenize(texts, tokenizer, longest(tokenizer, model, max_length))
 
     from .distillation import Batches, DistillationTrainer, reading_order

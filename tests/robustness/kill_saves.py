@@ -29,6 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import HUB, TINY_MODELS
 
 # isort: split
+import warnings
+
 import torch
 from transformers.utils import logging
 
@@ -39,6 +41,7 @@ OPERATIONS = ("save", "compress", "push")
 _CHANGES = ("os.rename", "os.link", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.listdir", "os.scandir")
 _WRITES = os.O_WRONLY | os.O_RDWR
 _CARD = ("README.md", "clusters.png")  # written when the model is in place, and again by a push
+_OWN_WORDS = "Words of mine in a card."
 
 
 @dataclass
@@ -70,9 +73,8 @@ def prepare(root: Path) -> Scene:
     tiny.build().save_pretrained(root / "dense")
     (root / "dense/notes.txt").write_text("of the dense model")
     old.save_pretrained(root / "pristine", max_shard_size="8kB")
-    for name in ("notes.txt", "1_Pooling/config.json"):
-        (root / "pristine" / name).parent.mkdir(exist_ok=True)
-        (root / "pristine" / name).write_text("kept")
+    for name, text in (("notes.txt", "kept"), ("README.md", f"---\nlicense: mit\n---\n\n{_OWN_WORDS}\n")):
+        (root / "pristine" / name).write_text(text)
     folder = root / "checkpoint"
 
     def run_compress() -> None:
@@ -145,6 +147,8 @@ def outcome(scene: Scene, name: str) -> str:
     if not scene.folder.is_dir():
         return "nothing"
     found = digests(scene.folder)
+    if name == "push" and _OWN_WORDS not in (scene.folder / "README.md").read_text(encoding="utf-8"):
+        return "a card without its words"
     return "old" if found == scene.old else "new" if found == scene.new[name] else f"a mixture: {sorted(found)}"
 
 
@@ -179,6 +183,8 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)  # a fork has no other threads
     logging.disable_progress_bar()
+    # how huggingface_hub sends a large file without Xet
+    warnings.filterwarnings("ignore", "Use 'content=<...>' to upload raw bytes", DeprecationWarning)
     HUB.users["hf_alice"] = "alice"
     is_whole = True
     with tempfile.TemporaryDirectory() as root:

@@ -132,11 +132,11 @@ TENSORS: dict[str, Case] = {
        for name in ("coefficients", "bases", "rows")},
     **{f"{name} of {value}": (factor(name, put(value)), rf"{TABLE}.{name} has numbers that are infinite or NaN in")
        for name in ("coefficients", "bases") for value in (NAN, INFINITY, -INFINITY)},
-    **{f"{name} of whole numbers": (factor(name, lambda t: t.long()), rf"{TABLE}.{name} has dtype torch.int64; expec")
+    **{f"{name} of whole numbers": (factor(name, lambda t: t.long()), rf"{TABLE}.{name} has dtype I64; expec")
        for name in ("coefficients", "bases")},
-    "coefficients of truths": (factor("coefficients", lambda t: t > 0), "coefficients has dtype torch.bool; expected"),
-    "rows of floats": (factor("rows", lambda t: t.float()), f"{TABLE}.rows has dtype torch.float32; expected whole"),
-    "rows of NaN": (factor("rows", lambda t: put(NAN)(t.float())), "rows has dtype torch.float32; expected whole"),
+    "coefficients of truths": (factor("coefficients", lambda t: t > 0), "coefficients has dtype BOOL; expected"),
+    "rows of floats": (factor("rows", lambda t: t.float()), f"{TABLE}.rows has dtype F32; expected whole"),
+    "rows of NaN": (factor("rows", lambda t: put(NAN)(t.float())), "rows has dtype F32; expected whole"),
     "rows are one": (factor("rows", torch.zeros_like), "rows assigns tokens to stored rows 0 to 0; expected each"),
     "rows beyond the table": (factor("rows", put(2**31 - 1)), "rows assigns tokens to stored rows 0 to 2147483647"),
     "rows below": (factor("rows", put(-(2**31))), "rows assigns tokens to stored rows -2147483648 to"),

@@ -9,8 +9,6 @@ import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import peft
@@ -237,16 +235,6 @@ def _() -> Any:
 @relies_on("PreTrainedModel._from_config", "what from_config of the Auto classes builds by", breaks=NO_CHECK)
 def _() -> Any:
     return "model_class._from_config(config" in inspect.getsource(_BaseAutoModelClass.from_config)
-
-
-@relies_on("transformers.modeling_utils.load_state_dict", "reads headers alone on the meta device", breaks=NO_CHECK)
-def _() -> Any:
-    with TemporaryDirectory() as folder:
-        build().save_pretrained(folder)
-        headers = resolve("transformers.modeling_utils.load_state_dict")(
-            str(Path(folder, "model.safetensors")), map_location="meta"
-        )
-    return headers and all(tensor.is_meta for tensor in headers.values())
 
 
 @relies_on("Trainer.create_model_card", "what writes README.md before a Trainer pushes", breaks=NO_CARD)

@@ -1,9 +1,12 @@
 """Saves: whole or absent, over anything that is there, with nothing lost beside them."""
 
+import contextlib
 import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,26 @@ from hf_projclust.whole_folder_projclust import WholeFolder
 
 BERT = TINY_MODELS["bert"]
 SHARDED = {"max_shard_size": "8kB"}
+
+
+@pytest.fixture
+def mount() -> Any:
+    """Mount by the options of the command, while a block runs; skipped where this process may not."""
+
+    @contextlib.contextmanager
+    def mounted(*options: object) -> Iterator[None]:
+        try:
+            done = subprocess.run(["mount", *map(str, options)], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            pytest.skip("there is no mount command")
+        if done.returncode:
+            pytest.skip(f"this process may not mount ({done.stderr.strip()})")
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", str(options[-1])], check=True)
+
+    return mounted
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -85,16 +108,17 @@ def test_a_save_that_fails_leaves_all_as_it_was(is_there: bool, tmp_path: Path) 
 
 def test_a_process_that_leaves_the_files_to_another_writes_none(tmp_path: Path) -> None:
     BERT.compressed().save_pretrained(tmp_path / "out", is_main_process=False)
-    assert not any(tmp_path.iterdir())
+    assert list(tmp_path.rglob("*")) == [tmp_path / "out"]
 
 
 def test_what_another_process_writes_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, exchange = tmp_path / "out", whole_folder_projclust.exchange
-    (folder / "runs").mkdir(parents=True)
+    folder.mkdir()
     (folder / "rng_state_0.pth").write_text("0")
 
     def exchange_late(one: Path, other: Path) -> bool:
         (folder / "rng_state_1.pth").write_text("1")
+        (folder / "runs").mkdir()
         (folder / "runs/events").write_text("2")
         return exchange(one, other)
 
@@ -150,6 +174,63 @@ def test_a_folder_that_is_replaced_in_two_steps_is_the_new_one(tmp_path: Path, m
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
 
 
+def test_folders_within_are_not_touched(tmp_path: Path) -> None:
+    """A Trainer tells its checkpoints apart by their times; another process may be in one, and one may be a mount."""
+    folder = tmp_path / "out"
+    for name in ("checkpoint-1", "checkpoint-2"):
+        (folder / name).mkdir(parents=True)
+        os.utime(folder / name, (1, 1))
+    before = {path.name: (path.stat().st_ino, path.stat().st_mtime) for path in folder.iterdir()}
+    BERT.compressed().save_pretrained(folder)
+    after = {path.name: (path.stat().st_ino, path.stat().st_mtime) for path in folder.iterdir() if path.is_dir()}
+    assert after == before
+
+
+@pytest.mark.parametrize("place", ["out", "out/data"])
+def test_a_mount_point_keeps_what_is_in_it(place: str, tmp_path: Path, mount: Any) -> None:
+    folder, volume = tmp_path / "out", tmp_path / "volume"
+    (tmp_path / place).mkdir(parents=True)
+    volume.mkdir()
+    (volume / "precious.txt").write_text("1")
+    with mount("--bind", volume, tmp_path / place):
+        BERT.compressed().save_pretrained(folder)
+        assert (volume / "precious.txt").read_text() == "1"
+        assert (tmp_path / place / "precious.txt").exists()
+        assert equal_state_dicts(load(folder), BERT.compressed())
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "volume"}
+
+
+@pytest.mark.parametrize("error", [OSError(1, "no"), NotImplementedError("no")], ids=["OSError", "NotImplementedError"])
+def test_files_that_can_have_no_second_name_stay_where_they_are(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/large.bin").touch()
+    before = (tmp_path / "out/large.bin").stat().st_ino
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "link", refuse)
+    BERT.compressed().save_pretrained(tmp_path / "out")
+    assert (tmp_path / "out/large.bin").stat().st_ino == before
+    assert equal_state_dicts(load(tmp_path / "out"), BERT.compressed())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_threads_save_one_model_at_once(tmp_path: Path) -> None:
+    model = BERT.compressed()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: model.save_pretrained(tmp_path / str(number % 4), **SHARDED), range(24)))
+    for folder in tmp_path.iterdir():
+        assert equal_state_dicts(load(folder), model)
+
+
+def test_a_name_of_any_length_is_a_folder_to_save_in(tmp_path: Path) -> None:
+    BERT.compressed().save_pretrained(tmp_path / ("n" * 250))
+    assert [len(path.name) for path in tmp_path.iterdir()] == [250]
+
+
 def test_a_file_is_no_folder_to_save_in(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(NotADirectoryError, match="out' is a file; expected a folder to save in. Choose another"):
@@ -176,31 +257,17 @@ def test_modes_follow_the_umask_and_a_private_folder_stays_private(mask: int, tm
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Any:
-    """A disk of 64 KiB; skipped where this process may not mount one."""
+def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(tmp_path: Path, mount: Any) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if mounted.returncode:
-        pytest.skip(f"this process may not mount a disk ({mounted.stderr.strip()})")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(small_disk: Path) -> None:
-    folder = small_disk / "out"
-    old, new = BERT.compressed(seed=1), BERT.compressed()
-    old.save_pretrained(folder)
-    before = files(small_disk)
-    (small_disk / "ballast").write_bytes(bytes(20_000))
-    with pytest.raises(OSError, match=r"the disk of '.*out' is full, with [\d,]+ bytes free; .* as it was\. Free some"):
-        new.save_pretrained(folder)
-    assert {name: content for name, content in files(small_disk).items() if name != "ballast"} == before
-    (small_disk / "ballast").unlink()
-    new.save_pretrained(folder)
-    assert equal_state_dicts(load(folder), new)
+    with mount("-t", "tmpfs", "-o", "size=64k", "tmpfs", disk):
+        old, new = BERT.compressed(seed=1), BERT.compressed()
+        old.save_pretrained(disk / "out")
+        before = files(disk)
+        (disk / "ballast").write_bytes(bytes(20_000))
+        with pytest.raises(OSError, match=r"the disk of '.*out' is full, with [\d,]+ bytes free; .* as it was\. Free"):
+            new.save_pretrained(disk / "out")
+        assert {name: content for name, content in files(disk).items() if name != "ballast"} == before
+        (disk / "ballast").unlink()
+        new.save_pretrained(disk / "out")
+        assert equal_state_dicts(load(disk / "out"), new)
