@@ -102,7 +102,7 @@ def test_the_command_prints_and_writes_what_the_function_returns(
         "--sts",
         tmp_path / "dev.tsv",
     ]
-    output = run_cli(*arguments, "--seed", 2, "--batch-size", 2, "--output", "out.json", "--card")
+    output = run_cli(*arguments, "--seed", 2, "--batch-size", 2, "--output", "out.json", "--plot", "out.svg", "--card")
     found = evaluate(folder, base, text=tmp_path / "texts.txt", sts=tmp_path / "dev.tsv", seed=2, batch_size=2)
     written = json.loads(Path("out.json").read_text())
     assert written == json.loads(json.dumps(found.to_dict()))
@@ -129,6 +129,17 @@ def test_the_command_prints_and_writes_what_the_function_returns(
     assert "pooling" not in output
     assert "Embeddings of pairs: mean of the last hidden states." in output
     assert not list(tmp_path.rglob("*.partial"))
+    drawn = Path("out.svg").read_text()
+    for figure in found.figures:  # texts of an SVG are drawn, and named in comments
+        cells = figure.cells()
+        assert f"<!-- {cells['dense']} -->" in drawn, figure.name
+        assert f"<!-- {cells['compressed']} -->" in drawn, figure.name
+    for name, refused in (
+        ("out.svg", "is there; expected a file to make"),
+        ("out.txt", "ends in 'txt'; expected one of"),
+    ):
+        assert refused in " ".join(run_cli(*arguments, "--plot", name, code=1).split())
+    assert not Path("out.txt").exists()
     again = run_cli(*arguments, "--output", "out.json", code=1)
     assert "is there; expected a file to make" in again
     run_cli(*arguments, "--output", "out.json", "--force")
@@ -136,7 +147,7 @@ def test_the_command_prints_and_writes_what_the_function_returns(
 
 def test_options_of_the_command_are_those_of_the_function() -> None:
     function, command = (inspect.signature(each).parameters for each in (evaluate, cli.evaluate))
-    options = {name: each.default for name, each in command.items() if name not in ("output", "card", "force")}
+    options = {name: each.default for name, each in command.items() if name not in ("output", "plot", "card", "force")}
     assert {name: each.default for name, each in function.items()} == options
 
 

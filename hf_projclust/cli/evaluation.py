@@ -52,6 +52,10 @@ def evaluate(
         Optional[Path],  # noqa: UP045
         typer.Option(help="JSON file to write all of it to, with machine and versions."),
     ] = None,
+    plot: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Image to draw the figures into; its ending chooses the format."),
+    ] = None,
     card: Annotated[bool, typer.Option("--card", help="Put the figures into the model card of FOLDER.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an output file that is there.")] = False,
 ) -> None:
@@ -59,10 +63,14 @@ def evaluate(
     with errors_as_messages():
         from ..cards import render_card, write_card
         from ..evaluation.comparison import evaluate as evaluate_folder
+        from ..evaluation.plots import check_image, plot_figures
         from ..evaluation.record import note_evaluation
 
-        if output is not None:
-            check_file(output, force=force)
+        for file in (output, plot):
+            if file is not None:
+                check_file(file, force=force)
+        if plot is not None:
+            check_image(plot)
         if card:
             render_card(folder)  # which refuses a folder, or a card in it, that nothing could be put into
         found = evaluate_folder(
@@ -81,6 +89,9 @@ def evaluate(
         if output is not None:
             write_json(output, found.to_dict())
             console.print(f"All of it is in {escaped(output)}", soft_wrap=True, highlight=False)
+        if plot is not None:
+            plot_figures(found.figures, plot, title=f"{found.folder} against {found.against}")
+            console.print(f"The plot is in {escaped(plot)}", soft_wrap=True, highlight=False)
         if card:
             note_evaluation(folder, found.figures, found.date)
             write_card(folder)

@@ -65,8 +65,9 @@ def rivals(
         from ..evaluation.extras import needed
         from ..evaluation.fidelity import embed_sentences
         from ..evaluation.machine import describe_machine, installed_versions
+        from ..evaluation.plots import check_image
         from ..evaluation.rivals.benchmark import RATIOS, compare_rivals
-        from ..evaluation.rivals.plots import check_image, plot_rivals
+        from ..evaluation.rivals.plots import plot_rivals
         from ..evaluation.rivals.points import front
         from ..evaluation.similarity import spearman
         from ..evaluation.texts import read_scored_pairs, read_texts

@@ -1,4 +1,4 @@
-"""Plots: how fast the energy of each cluster is used up, what each cluster loses, and how long solvers take.
+"""Plots: what a model lost, how fast the energy of each cluster is used up and what it loses, how long solvers take.
 
 matplotlib is imported when a plot is drawn, so that nothing else waits for it.
 """
@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..table_projclust import FactoredTable
+from .figures import Figure
 from .machine import describe_machine
 from .solvers.runs import SOLVERS, BenchmarkRow
+from .whole_files import whole_file
 
 
 def plot_clusters(table: Tensor, models: Mapping[str, Any], path: Path) -> None:
@@ -25,9 +28,9 @@ def plot_clusters(table: Tensor, models: Mapping[str, Any], path: Path) -> None:
         models: Compressed models of that table, by the name to show.
         path: Image file to write; its ending chooses the format.
     """
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Image
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Image(figsize=(11, 4.2), layout="constrained")
     spectra, errors = figure.subplots(1, 2, width_ratios=(3, 2))
     labels: dict[int, str] = {}
     place = 0
@@ -63,10 +66,10 @@ def plot_record(config: Any, path: str | Path) -> None:
         config: The configuration of a compressed model.
         path: Image file to write; its ending chooses the format.
     """
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Image
 
     layouts = config.factor_layouts
-    figure = Figure(figsize=(10, 3.6 * len(layouts)), layout="constrained")
+    figure = Image(figsize=(10, 3.6 * len(layouts)), layout="constrained")
     panels = figure.subplots(len(layouts), 3, squeeze=False)
     for (name, layout), (sizes, ranks, losses) in zip(layouts.items(), panels, strict=True):
         numbers = range(1, layout.num_clusters + 1)
@@ -86,6 +89,40 @@ def plot_record(config: Any, path: str | Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def plot_figures(figures: Sequence[Figure], path: str | Path, *, title: str) -> None:
+    """Draw the figures of an evaluation, a panel for each, whose units differ: the dense model beside the compressed.
+
+    Args:
+        figures: What was measured.
+        path: Image file to write, whole or not at all; its ending chooses the format.
+        title: Of what.
+
+    Raises:
+        ValueError: If there are no figures, or the image's format is unknown.
+    """
+    if not figures:
+        raise ValueError("no figures to draw; expected those of evaluate().")
+    check_image(path)
+    from matplotlib.figure import Figure as Image
+
+    columns = min(4, len(figures))
+    lines = -(-len(figures) // columns)
+    image = Image(figsize=(3.4 * columns, 3.2 * lines + 0.6), layout="constrained")
+    panels = image.subplots(lines, columns, squeeze=False).flatten()
+    for panel in panels[len(figures) :]:
+        panel.remove()
+    for figure, panel in zip(figures, panels, strict=False):
+        cells = figure.cells()
+        bars = panel.bar(("dense", "compressed"), (figure.dense, figure.compressed), color=("C7", "C0"), width=0.6)
+        panel.bar_label(bars, (cells["dense"], cells["compressed"]), fontsize="small")
+        panel.set_title("\n".join(wrap(cells["figure"], 34) + wrap(cells["on"], 34)), fontsize="small")
+        panel.margins(y=0.15)
+        panel.spines[["top", "right"]].set_visible(False)
+    image.suptitle(title, fontsize="medium")
+    with whole_file(path) as partial:
+        image.savefig(partial, dpi=150)
+
+
 def plot_benchmark(rows: Sequence[BenchmarkRow], path: str | Path) -> None:
     """Draw the relative squared error against seconds, a panel for each table and a line for each solver.
 
@@ -98,12 +135,12 @@ def plot_benchmark(rows: Sequence[BenchmarkRow], path: str | Path) -> None:
     """
     if not rows:
         raise ValueError("no rows to draw; expected those of benchmark_solvers().")
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Image
 
     tables = list(dict.fromkeys((row.table, row.num_rows, row.dim) for row in rows))
     columns = min(3, len(tables))
     lines = -(-len(tables) // columns)
-    figure = Figure(figsize=(max(7.0, 4.6 * columns), 3.8 * lines + 0.6), layout="constrained")
+    figure = Image(figsize=(max(7.0, 4.6 * columns), 3.8 * lines + 0.6), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
     for panel in panels[len(tables) :]:
         panel.remove()
@@ -122,6 +159,25 @@ def plot_benchmark(rows: Sequence[BenchmarkRow], path: str | Path) -> None:
         panel.legend(fontsize="small")
     figure.suptitle(f"Least error so far (dots: the end)\n{describe_machine(rows[0].device)}", fontsize="small")
     figure.savefig(path, dpi=150)
+
+
+def check_image(path: str | Path) -> None:
+    """Refuse an image of a format that cannot be drawn.
+
+    Args:
+        path: Image file.
+
+    Raises:
+        ValueError: If its ending is none of those that matplotlib draws.
+    """
+    from matplotlib.figure import Figure as Image
+
+    known = Image().canvas.get_supported_filetypes()
+    if (ending := Path(path).suffix.removeprefix(".").lower()) not in known:
+        raise ValueError(
+            f"image {str(path)!r} ends in {ending!r}; expected one of {', '.join(sorted(known))}. Name it figures.png, "
+            "for example."
+        )
 
 
 def _energy_left(rows: Tensor) -> Tensor:

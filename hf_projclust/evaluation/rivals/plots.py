@@ -10,6 +10,7 @@ import numpy as np
 
 from ...sizes import megabytes
 from ..machine import describe_machine
+from ..plots import check_image
 from ..whole_files import whole_file
 from .contenders import RIVALS
 from .points import DENSE, OURS, OURS_FLOAT, RivalPoint
@@ -54,25 +55,6 @@ def plot_rivals(points: Sequence[RivalPoint], path: str | Path, *, title: str = 
     figure.suptitle(caption, fontsize="small")
     with whole_file(path) as partial:
         figure.savefig(partial, dpi=150)
-
-
-def check_image(path: str | Path) -> None:
-    """Refuse an image of a format that cannot be drawn.
-
-    Args:
-        path: Image file.
-
-    Raises:
-        ValueError: If its ending is none of those that matplotlib draws.
-    """
-    from matplotlib.figure import Figure
-
-    known = Figure().canvas.get_supported_filetypes()
-    if (ending := Path(path).suffix.removeprefix(".").lower()) not in known:
-        raise ValueError(
-            f"image {str(path)!r} ends in {ending!r}; expected one of {', '.join(sorted(known))}. Name it rivals.png, "
-            "for example."
-        )
 
 
 def _draw(panel: Any, points: Sequence[RivalPoint], dense: RivalPoint, heights: Sequence[float]) -> None:
