@@ -21,6 +21,7 @@ from .card_metadata import card_metadata, is_trained, licence_text, other_scores
 from .configuration_projclust import ProjClustConfigMixin
 from .evaluation.plots import plot_record
 from .evaluation.record import noted_evaluation
+from .evaluation.whole_files import whole_file
 from .sizes import read_config
 
 if TYPE_CHECKING:
@@ -105,8 +106,10 @@ def write_card(folder: str | Path, *, repo_id: str | None = None, existing: byte
         ValueError: If the metadata of the card that is there cannot be read.
     """
     card = render_card(folder, repo_id=repo_id, existing=existing)
-    plot_record(read_config(folder), Path(folder, PLOT_NAME))
-    card.save(Path(folder, _CARD_NAME))
+    with whole_file(Path(folder, PLOT_NAME)) as partial:
+        plot_record(read_config(folder), partial)
+    with whole_file(Path(folder, _CARD_NAME)) as partial:
+        card.save(partial)
 
 
 def add_comparison(folders: Sequence[Path]) -> None:
@@ -122,7 +125,8 @@ def add_comparison(folders: Sequence[Path]) -> None:
     for folder in folders:
         card = ModelCard.load(folder / _CARD_NAME)
         card.text = "\n".join([card.text.rstrip(), "", "## Other sizes of this model", "", *table, ""])
-        card.save(folder / _CARD_NAME)
+        with whole_file(folder / _CARD_NAME) as partial:
+            card.save(partial)
 
 
 def keep_in_trainer_card(
