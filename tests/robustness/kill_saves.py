@@ -95,8 +95,9 @@ def prepare(root: Path) -> Scene:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """What is in each file of a folder, but for the card."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in _CARD]
+    """What is in each file of a folder, but for the card and for hidden files, which nothing reads."""
+    names = [path for path in folder.rglob("*") if path.name not in _CARD and not path.name.startswith(".")]
+    files = [path for path in names if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
