@@ -251,17 +251,18 @@ class ProjClustModelMixin(_NativeModel):
         """Upload a saved folder, with the model's card in place of the one that Transformers has just written."""
         working_dir, existing = Path(working_dir), None
         card = working_dir / "README.md"
+        has_card = self.write_card is not None and not getattr(self, "_hf_peft_config_loaded", False)
         if (save := _SAVE.get()) is not None:
             new_card, saved = card, {path.name for path in working_dir.iterdir()}
             working_dir, card = save.folder, save.folder / "README.md"
             existing = card.read_bytes() if card.is_file() else None
-            if existing is not None and self.write_card is not None:
+            if existing is not None and has_card:
                 new_card.write_bytes(existing)  # what is in it is kept, whatever comes
             save.put_in_place()  # first: an upload may fail
             others = [path for path in working_dir.iterdir() if path.name not in saved]
             files_timestamps = {path.name: path.stat().st_mtime for path in others}
         try:
-            if self.write_card is not None and not getattr(self, "_hf_peft_config_loaded", False):
+            if has_card:
                 self.write_card(working_dir, repo_id=repo_id, existing=existing)
             return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, **kwargs)
         except BaseException:
