@@ -22,7 +22,7 @@ def check_file(output: Path, *, force: bool) -> None:
     """
     if output.is_dir() or (output.exists() and not force):
         raise FileExistsError(
-            f"output {str(output)!r} is there; expected a file to make. Choose another --output, or add --force."
+            f"output {str(output)!r} is there; expected a file to make. Choose another, or add --force."
         )
     if not output.resolve().parent.is_dir():
         raise FileNotFoundError(f"output {str(output)!r} is in no folder; expected one that exists. Make it first.")
