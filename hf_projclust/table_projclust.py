@@ -121,12 +121,18 @@ class FactoredTable(nn.Module):
         return self.coefficients[end - size * rank : end].view(size, rank), self.stored_basis(number)
 
     def vector(self, number: int, row: int) -> Tensor:
-        """One row of the dense table, by its cluster and its place among all stored rows: a copy, shape (1, d)."""
+        """One row of the dense table, by its cluster and its place among all stored rows: a copy, shape (1, d).
+
+        The factors are read past ``nn.Module.__getattr__``, which would take a tenth of a token's whole look-up.
+        """
         layout = self.layout
         rank, basis_end = layout.cluster_ranks[number], layout.basis_ends[number]
         first = layout.origins[number] + row * rank
-        coordinates = self.coefficients[first : first + rank].unsqueeze(0)
-        return coordinates.clone() if rank == layout.dim else coordinates.mm(self.bases[basis_end - rank : basis_end])
+        coefficients, bases = self._parameters.get("coefficients"), self._parameters.get("bases")
+        if coefficients is None or bases is None:  # something keeps them elsewhere, such as a parametrization
+            coefficients, bases = self.coefficients, self.bases
+        coordinates = coefficients[first : first + rank].unsqueeze(0)
+        return coordinates.clone() if rank == layout.dim else coordinates.mm(bases[basis_end - rank : basis_end])
 
     def stored_basis(self, number: int) -> Tensor | None:
         """The basis of a cluster as it is stored, shape (j_i, d); None where there is none."""

@@ -212,3 +212,16 @@ def test_a_graph_that_runs_elsewhere_has_no_operator_of_ours() -> None:
     targets = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
     assert targets
     assert all(target.startswith(("aten.", "<built-in")) for target in targets)
+
+
+@every_way
+@pytest.mark.parametrize("name", ["coefficients", "bases"])
+def test_factors_that_something_else_keeps_are_looked_up_through_it(name: str, way) -> None:
+    class Doubled(nn.Module):
+        def forward(self, factor: torch.Tensor) -> torch.Tensor:
+            return 2 * factor
+
+    table, ids = embedding(LAYOUTS["mixed ranks"]), torch.arange(11)
+    nn.utils.parametrize.register_parametrization(table, name, Doubled())
+    with torch.no_grad():
+        torch.testing.assert_close(way(table, table.rows[ids]), table.dense_weight()[ids])
