@@ -1,7 +1,8 @@
 """Saved runs, so that a long clustering that was interrupted goes on where it was.
 
 A checkpoint is a folder with one file a run, replaced whole after each round. It belongs to one table and one
-set of options; where several processes share the rows, all see the folder and the first one writes it.
+set of options; where several processes share the rows, all see the folder and the first one writes it. A file is
+one of safetensors: its tensors, and in its header, as JSON, the rest of the state; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from .rows import process_index
 
 _OWNER = "clustering.json"
+_ENDING = ".safetensors"
 _PARTIAL = ".partial"
+_TENSOR = "tensor"  # in the state as JSON, an object of this key alone stands for the tensor of that name
 
 
 class Checkpoint:
@@ -57,9 +61,9 @@ class Checkpoint:
     def _read(self, owner: dict[str, Any]) -> None:
         try:
             found = json.loads((self.folder / _OWNER).read_text(encoding="utf-8"))
-            self.states = {path.stem: torch.load(path, weights_only=True) for path in self.folder.glob("*.pt")}
+            self.states = {path.stem: _read_state(path) for path in self.folder.glob(f"*{_ENDING}")}
             damage = "" if isinstance(found, dict) else "its record is no object"
-        except (OSError, ValueError, TypeError, RuntimeError, EOFError, UnpicklingError) as error:
+        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
             damage = repr(error)
         if damage:
             raise ValueError(
@@ -80,9 +84,30 @@ class Checkpoint:
             state: Tensors on the CPU, lists and numbers.
         """
         if process_index() == 0:
-            self._replace(f"{name}.pt", lambda path: torch.save(state, path))
+            self._replace(f"{name}{_ENDING}", lambda path: _write_state(state, path))
 
     def _replace(self, name: str, write: Any) -> None:
         partial = self.folder / f".{name}{_PARTIAL}"
         write(partial)
         os.replace(partial, self.folder / name)
+
+
+def _write_state(state: dict[str, Any], path: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+
+    def set_aside(tensor: Tensor) -> dict[str, str]:
+        name = str(len(tensors))
+        tensors[name] = tensor.clone()  # a file has no two tensors of one memory
+        return {_TENSOR: name}
+
+    text = json.dumps(state, default=set_aside)
+    save_file(tensors, path, metadata={"state": text})
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        state: dict[str, Any] = json.loads(
+            file.metadata()["state"],
+            object_hook=lambda found: file.get_tensor(found[_TENSOR]).clone() if found.keys() == {_TENSOR} else found,
+        )
+    return state

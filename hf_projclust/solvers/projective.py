@@ -164,7 +164,7 @@ class _Search:
             return Run(self.rows, name, k, rule, self.p, saved=saved)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"the checkpoint's {name}.pt is damaged ({error!r}); expected a run that was saved there. Delete "
+                f"the checkpoint's {name} is damaged ({error!r}); expected a run that was saved there. Delete "
                 "the folder to begin again."
             ) from error
 

@@ -6,6 +6,7 @@ Each would make a file, by which a run is seen.
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,10 @@ def test_tensors_are_read_without_the_unpickler(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(module, name, refuse)
     load(folder)
     load_model(folder)
+
+
+def test_nothing_in_the_package_unpickles() -> None:
+    sources = {path.name: path.read_text("utf-8") for path in Path(modeling_projclust.__file__).parent.rglob("*.py")}
+    readers = re.compile(r"^\s*(import|from)\s+(pickle|joblib|dill|shelve)\b|\b(torch|numpy|np)\.load\(", re.MULTILINE)
+    assert len(sources) > 100
+    assert [name for name, source in sources.items() if readers.search(source)] == []

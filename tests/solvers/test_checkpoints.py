@@ -3,9 +3,11 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from hf_projclust.solvers import Checkpoint, ProjectiveClustering, Rows, adaptive_ranks, cluster, equal_ranks
 
@@ -83,7 +85,7 @@ def test_a_checkpoint_changes_no_result_and_leaves_nothing_partial(tmp_path: Pat
     assert torch.equal(plain.assignment, saved.assignment)
     assert plain.costs == saved.costs
     names = sorted(path.name for path in (tmp_path / "a" / "run").iterdir())
-    assert names == ["clustering.json", *(f"clusters-4-start-{number}.pt" for number in range(3))]
+    assert names == ["clustering.json", *(f"clusters-4-start-{number}.safetensors" for number in range(3))]
     assert json.loads((tmp_path / "a" / "run" / "clustering.json").read_text()) == OWNER
 
 
@@ -91,18 +93,18 @@ def test_a_write_that_fails_leaves_the_earlier_state(tmp_path: Path, monkeypatch
     checkpoint = Checkpoint(tmp_path / "run", OWNER)
     checkpoint.save("one", {"round": 1})
 
-    def fail(state: dict, path: Path) -> None:
+    def fail(tensors: dict, path: Path, metadata: dict) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", fail)
+        patch.setattr("hf_projclust.solvers.checkpoints.save_file", fail)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save("one", {"round": 2})
     again = Checkpoint(tmp_path / "run", OWNER)
     assert again.states == {"one": {"round": 1}}
     again.save("one", {"round": 3})
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["clustering.json", "one.pt"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["clustering.json", "one.safetensors"]
 
 
 def test_a_checkpoint_whose_first_write_was_cut_off_begins_again(tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_a_damaged_record_is_refused(content: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_a_state_that_was_cut_off_is_refused(kept: float, tmp_path: Path) -> None:
     clustered("equal ranks", Checkpoint(tmp_path, OWNER))
-    path = tmp_path / "clusters-4-start-1.pt"
+    path = tmp_path / "clusters-4-start-1.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(ValueError, match="is damaged") as error:
@@ -167,9 +169,32 @@ def test_a_state_that_was_cut_off_is_refused(kept: float, tmp_path: Path) -> Non
 @pytest.mark.parametrize("content", [b"no state at all", b"\x80\x02c__builtin__\neval\n."])
 def test_a_state_of_something_else_is_refused_unread(content: bytes, tmp_path: Path) -> None:
     Checkpoint(tmp_path, OWNER)
-    (tmp_path / "one.pt").write_bytes(content)
+    (tmp_path / "one.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match="is damaged"):
         Checkpoint(tmp_path, OWNER)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {}, {"state": "{"}, {"state": '{"costs": {"tensor": "1"}}'}, {"state": '{"costs": {"tensor": 0}}'}],
+)
+def test_a_state_that_lacks_a_part_is_refused(metadata: Any, tmp_path: Path) -> None:
+    Checkpoint(tmp_path, OWNER)
+    save_file({"0": torch.ones(2)}, tmp_path / "one.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match="is damaged"):
+        Checkpoint(tmp_path, OWNER)
+
+
+def test_a_state_is_read_as_it_was_saved(tmp_path: Path) -> None:
+    shared = torch.arange(3)
+    state = {"costs": [0.1, float("inf")], "best": {"one": shared, "other": [shared, None]}, "none": torch.empty(0, 2)}
+    Checkpoint(tmp_path, OWNER).save("one", state)
+    found = Checkpoint(tmp_path, OWNER).states["one"]
+    assert found["costs"] == state["costs"]
+    assert found["best"]["other"][1] is None
+    assert torch.equal(found["best"]["one"], shared)
+    assert torch.equal(found["best"]["other"][0], shared)
+    assert found["none"].shape == (0, 2)
 
 
 def test_a_folder_of_other_things_is_refused_and_kept(tmp_path: Path) -> None:
