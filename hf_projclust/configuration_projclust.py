@@ -30,6 +30,9 @@ from .layout_projclust import FactorLayout, PackedLayout, ProjClustCheckpointErr
 FORMAT_VERSION = 1  # of tables of floating numbers
 PACKED_FORMAT_VERSION = 2  # of tables in few bits
 MOST_NUMBERS = 2**34  # of a table: four times the largest that is known, 262,144 x 16,384
+# What is made one by one, whatever the weights are: by the ends of the names of such fields, the most that is taken,
+# several times the most that is known.
+MOST_PARTS = {("layer", "layers"): 10_000, ("experts",): 100_000, ("labels",): 10_000_000}
 TABLE_NAMES = ("embedding", "head")
 PREFIX = "ProjClust"
 CODE_FILES = (
@@ -178,6 +181,7 @@ class ProjClustConfig(PreTrainedConfig):
                 "Transformers, such as 'bert'. Upgrade transformers, or fetch the checkpoint again."
             )
         _check_no_kernels(config_dict)
+        _check_counts(config_dict)
         config_class = projclust_config_class(CONFIG_MAPPING[base_model_type])
         try:
             result = config_class.from_dict(_with_native_type(config_dict), **kwargs)
@@ -234,6 +238,19 @@ def _check_no_kernels(config_dict: dict[str, Any]) -> None:
                     "checkpoint is not run. Take it out of the config.json, and give attn_implementation to "
                     "from_pretrained() if you trust it."
                 )
+
+
+def _check_counts(config_dict: dict[str, Any]) -> None:
+    """Refuse a JSON that asks for so many layers or labels that making them would not end."""
+    for name, value in config_dict.items():
+        if isinstance(value, dict) and name.endswith("_config"):
+            _check_counts(value)
+        most = max((most for ends, most in MOST_PARTS.items() if name.endswith(ends)), default=None)
+        if most is not None and isinstance(value, (int, float)) and value > most:
+            raise ProjClustCheckpointError(
+                f"the checkpoint has {name}={value:,}; expected at most {most:,}. The config.json is damaged: fetch "
+                "the checkpoint again."
+            )
 
 
 def check_native_fields(config: Any) -> None:

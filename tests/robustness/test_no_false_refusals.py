@@ -1,5 +1,6 @@
 """What looks damaged and is not: checkpoints that load, though the checks of damaged ones come near to them."""
 
+import contextlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_MODELS, equal_state_dicts
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from hf_projclust.configuration_projclust import _check_counts
 from hf_projclust.loading import load_model
 from hf_projclust.outputs import first_of_decoder
 
@@ -75,3 +79,13 @@ def test_the_first_token_of_a_decoder_may_be_in_the_generation_config() -> None:
     model.config.decoder_start_token_id = None
     model.generation_config.decoder_start_token_id = 7
     assert first_of_decoder(model) == 7
+
+
+def test_the_counts_of_native_configurations_are_within_the_bounds() -> None:
+    made = []
+    for native_class in CONFIG_MAPPING.values():
+        with contextlib.suppress(ValueError, StrictDataclassClassValidationError):  # few need arguments
+            made.append(native_class().to_dict())
+    assert len(made) > 0.95 * len(CONFIG_MAPPING)
+    for fields in made:
+        _check_counts(fields | {"label2id": {"top layer": 10**8}})  # a label's name, not a count
