@@ -48,6 +48,10 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Texts computed at a time, at most.")] = 16,
     device: Device = None,
     seed: Annotated[int, typer.Option(help="Seed of the tokens hidden from masked language models.")] = 0,
+    checkpoint: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder to keep each measured figure in, and to go on from; delete it afterwards."),
+    ] = None,
     output: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="JSON file to write all of it to, with machine and versions."),
@@ -84,6 +88,7 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             seed=seed,
+            checkpoint=checkpoint,
         )
         console = _show(found)
         if output is not None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ..configuration_projclust import ProjClustConfigMixin
 from ..loading import load_model
@@ -31,13 +33,13 @@ from .figures import Figure
 from .glue import HUB_ID, Examples, check_task, load_glue
 from .machine import describe_machine, installed_versions
 from .perplexity import causal_perplexity, masked_perplexity
-from .similarity import is_sentence_transformer, sentence_transformer, spearman
-from .texts import read_scored_pairs, read_texts
+from .similarity import Embed, is_sentence_transformer, sentence_transformer, spearman
+from .steps import Steps, steps_in
+from .texts import ScoredPairs, read_scored_pairs, read_texts
 
 _CLASSIFIER = "ForSequenceClassification"
 _TO_ITSELF = {"mean_cosine": 1.0, "hidden_error": 0.0, "kl": 0.0, "top1_agreement": 100.0}
 _BUNDLED = "bundled-sentences"
-_WHOSE = ("the dense model", "the compressed model")
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def evaluate(
     batch_size: int = 16,
     device: str | None = None,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
 ) -> Evaluation:
     """Measure what a model lost against the one that it was made from.
 
@@ -106,6 +109,7 @@ def evaluate(
         batch_size: Texts that are computed at a time, at most.
         device: Where to compute; by default the CPU.
         seed: Seed of the tokens that are hidden from masked language models.
+        checkpoint: Folder to keep each measured figure in; an evaluation that was stopped goes on from it.
 
     Returns:
         The figures, and what they were measured on and with.
@@ -113,7 +117,9 @@ def evaluate(
     Raises:
         FileNotFoundError: If a model or a file is not there.
         ValueError: If the models are not alike but for their tables, or the dense one lacks weights of the other's
-            class; if an option, a file or a task does not fit; or if a model gives numbers that are not finite.
+            class; if an option, a file or a task does not fit; if the checkpoint is of another evaluation; or if a
+            model gives numbers that are not finite.
+        BlockingIOError: If another run has the checkpoint.
         ModuleNotFoundError: If a library is missing.
     """
     for name, number, least in (("max_length", max_length, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
@@ -132,46 +138,43 @@ def evaluate(
     tokenizer = shared_tokenizer(folder, against)
     paths = (against, folder)
 
-    own_pooling = pairs is not None and all(is_sentence_transformer(path) for path in paths)
-    correlations: list[float] = []
-    if pairs is not None and own_pooling:  # before the models are loaded, since sentence-transformers loads its own
-        correlations = [
-            spearman(sentence_transformer(path, device=device, batch_size=batch_size), pairs, of=of)
-            for path, of in zip(paths, _WHOSE, strict=True)
-        ]
-    compressed: Any = load_model(folder)
-    # A checkpoint whose head was left out by AutoModel is compared without it too.
-    dense: Any = load_model(against, as_class=getattr(type(compressed), "native_class", type(compressed)))
-    models = [model.to(device or "cpu") for model in (dense, compressed)]
-    if pairs is not None and not own_pooling:
-        correlations = [
-            spearman(
-                partial(embed_sentences, model, tokenizer, max_length=max_length, batch_size=batch_size), pairs, of=of
+    options = {
+        "task": task,
+        "max_length": max_length,
+        "task_max_length": None if task is None else task_max_length,
+        "batch_size": batch_size,
+        "device": device,
+        "seed": seed,
+    }
+    machine, versions = describe_machine(device), installed_versions()
+    owner = options | {"machine": machine, "versions": versions}
+    files = {"folder": folder, "against": against, "text": text, "sts": sts, "data_dir": data_dir}
+    with steps_in(checkpoint, owner, files) as step:
+        own_pooling = pairs is not None and all(is_sentence_transformer(path) for path in paths)
+        correlations: list[float] = []
+        if pairs is not None and own_pooling:  # before the models are loaded, since sentence-transformers loads its own
+            own = (sentence_transformer(path, device=device, batch_size=batch_size) for path in paths)
+            correlations = _correlations(step, own, pairs)
+        compressed: Any = load_model(folder)
+        # A checkpoint whose head was left out by AutoModel is compared without it too.
+        dense: Any = load_model(against, as_class=getattr(type(compressed), "native_class", type(compressed)))
+        models = [model.to(device or "cpu") for model in (dense, compressed)]
+        if pairs is not None and not own_pooling:
+            limits: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size}
+            means = (partial(embed_sentences, model, tokenizer, **limits) for model in models)
+            correlations = _correlations(step, means, pairs)
+        ids = tokens_of(tokenizer, read.lines, dense, max_length)
+        if not ids:
+            raise ValueError(
+                f"the tokenizer makes no token of {read.name}; expected texts in a language that it knows."
             )
-            for model, of in zip(models, _WHOSE, strict=True)
-        ]
-    ids = tokens_of(tokenizer, read.lines, dense, max_length)
-    if not ids:
-        raise ValueError(f"the tokenizer makes no token of {read.name}; expected texts in a language that it knows.")
-    common: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch_size, "seed": seed}
-    closeness = compare_states(dense, compressed, ids, batch_size=batch_size)
-    of_texts = {name: (_TO_ITSELF[name], value) for name, value in closeness.items()}
-    kind = language_model_kind(dense)
-    if kind is not None:
-        predicted = compare_predictions(dense, compressed, ids, **common)
-        of_texts |= {_name(name, kind): (_TO_ITSELF[name], value) for name, value in predicted.items()}
-    if kind == "causal" and is_causal(dense, ids):
-        one, other = (causal_perplexity(each, tokenizer, read.lines, max_length=max_length) for each in models)
-        of_texts["perplexity"] = one, other
-    if kind == "masked":
-        one, other = (masked_perplexity(each, ids, **common) for each in models)
-        of_texts["masked_perplexity"] = one, other
-    dataset = _BUNDLED if text is None else _dataset(text)
-    figures = [Figure(name, read.name, dataset, None, *values) for name, values in of_texts.items()]
-    if pairs is not None:
-        figures.append(Figure("spearman", pairs.name, _dataset(sts), None, *correlations))
-    if task is not None and examples is not None:
-        figures += _of_task(models, tokenizer, task, examples, batch_size, task_max_length)
+        of_texts = _of_texts(step, models, tokenizer, read.lines, ids, max_length, batch_size, seed)
+        dataset = _BUNDLED if text is None else _dataset(text)
+        figures = [Figure(name, read.name, dataset, None, *values) for name, values in of_texts.items()]
+        if pairs is not None:
+            figures.append(Figure("spearman", pairs.name, _dataset(sts), None, *correlations))
+        if task is not None and examples is not None:
+            figures += _of_task(step, models, tokenizer, task, examples, batch_size, task_max_length)
     return Evaluation(
         folder=Path(folder).resolve().name,
         against=_bare(against),
@@ -180,19 +183,10 @@ def evaluate(
         num_tokens=sum(len(text) for text in ids),
         pooling=None if pairs is None else "sentence-transformers" if own_pooling else "mean of the last hidden states",
         sizes=_sizes(folder, dense, compressed),
-        options={
-            "text": _bare(text),
-            "sts": _bare(sts),
-            "task": task,
-            "max_length": max_length,
-            "task_max_length": None if task is None else task_max_length,
-            "batch_size": batch_size,
-            "device": device,
-            "seed": seed,
-        },
+        options={"text": _bare(text), "sts": _bare(sts), **options},
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        machine=describe_machine(device),
-        versions=installed_versions(),
+        machine=machine,
+        versions=versions,
     )
 
 
@@ -212,15 +206,47 @@ def _check_task(task: str | None, data_dir: str | Path | None, architecture: str
         needed(module)
 
 
-def _name(name: str, kind: str) -> str:
-    return f"masked_{name}" if kind == "masked" else name
+def _correlations(step: Steps, embedders: Iterable[Embed], pairs: ScoredPairs) -> list[float]:
+    return [
+        step(f"spearman of {of}", spearman, embed, pairs, of=of)
+        for embed, of in zip(embedders, ("the dense model", "the compressed model"), strict=True)
+    ]
+
+
+def _of_texts(
+    step: Steps,
+    models: list[Any],
+    tokenizer: Any,
+    lines: list[str],
+    ids: list[Tensor],
+    max_length: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, tuple[float, float]]:
+    """Figures of texts without labels, by name: of the dense model, and of the compressed one."""
+    dense, compressed = models
+    kind = language_model_kind(dense)
+    common: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": batch_size, "seed": seed}
+    closeness = step("states", compare_states, dense, compressed, ids, batch_size=batch_size)
+    found = {name: (_TO_ITSELF[name], value) for name, value in closeness.items()}
+    if kind is not None:
+        prefix = "masked_" if kind == "masked" else ""
+        predicted = step("predictions", compare_predictions, dense, compressed, ids, **common)
+        found |= {f"{prefix}{name}": (_TO_ITSELF[name], value) for name, value in predicted.items()}
+    if kind == "causal" and is_causal(dense, ids):
+        one, other = step.of_both("perplexity", models, causal_perplexity, tokenizer, lines, max_length=max_length)
+        found["perplexity"] = one, other
+    if kind == "masked":
+        one, other = step.of_both("masked perplexity", models, masked_perplexity, ids, **common)
+        found["masked_perplexity"] = one, other
+    return found
 
 
 def _of_task(
-    models: list[Any], tokenizer: Any, task: str, examples: Examples, batch_size: int, max_length: int
+    step: Steps, models: list[Any], tokenizer: Any, task: str, examples: Examples, batch_size: int, max_length: int
 ) -> Iterator[Figure]:
     options = {"batch_size": batch_size, "max_length": longest(tokenizer, models[0], max_length)}
-    dense, compressed = (score_classifier(each, tokenizer, examples, task, **options) for each in models)
+    dense, compressed = step.of_both("task", models, score_classifier, tokenizer, examples, task, **options)
     on = f"{task.upper()} of GLUE, validation, {len(examples):,} examples"
     for metric in check_task(task).metrics:
         yield Figure(f"task_{metric}", on, HUB_ID, task, dense[metric], compressed[metric])

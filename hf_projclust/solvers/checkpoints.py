@@ -2,7 +2,8 @@
 
 A checkpoint is a folder with one file a run, replaced whole after each round. It belongs to one table and one
 set of options; where several processes share the rows, all see the folder and the first one writes it. A file is
-one of safetensors: its tensors, and in its header, as JSON, the rest of the state; nothing is unpickled.
+one of safetensors: its tensors, and in its header, as JSON, the rest of the state; nothing is unpickled. Other long
+runs keep theirs in the same way.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .rows import process_index
 
-_OWNER = "clustering.json"
+_OWNER = "run.json"
 _ENDING = ".safetensors"
 _PARTIAL = ".partial"
 _TENSOR = "tensor"  # in the state as JSON, an object of this key alone stands for the tensor of that name
@@ -29,13 +30,13 @@ class Checkpoint:
 
     Args:
         folder: The folder, made if it is absent.
-        owner: What identifies the table and the options, of JSON types.
+        owner: What identifies the inputs and the options, of JSON types.
 
     Attributes:
         states: The saved state of each run, by name.
 
     Raises:
-        ValueError: If the folder holds other files, or runs of another table or other options, or is damaged.
+        ValueError: If the folder holds other files, or runs of other inputs or options, or is damaged.
     """
 
     def __init__(self, folder: str | Path, owner: dict[str, Any]) -> None:
@@ -73,7 +74,7 @@ class Checkpoint:
         if others := sorted(key for key in {*found, *owner} if found.get(key) != owner.get(key)):
             raise ValueError(
                 f"the checkpoint {str(self.folder)!r} belongs to another run: {', '.join(others)} differ; expected the "
-                "table and the options that it was begun with. Give these, or another folder."
+                "inputs and the options that it was begun with. Give these, or another folder."
             )
 
     def save(self, name: str, state: dict[str, Any]) -> None:

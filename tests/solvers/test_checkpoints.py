@@ -84,9 +84,9 @@ def test_a_checkpoint_changes_no_result_and_leaves_nothing_partial(tmp_path: Pat
     saved = clustered("equal ranks", Checkpoint(tmp_path / "a" / "run", OWNER))
     assert torch.equal(plain.assignment, saved.assignment)
     assert plain.costs == saved.costs
-    names = sorted(path.name for path in (tmp_path / "a" / "run").iterdir())
-    assert names == ["clustering.json", *(f"clusters-4-start-{number}.safetensors" for number in range(3))]
-    assert json.loads((tmp_path / "a" / "run" / "clustering.json").read_text()) == OWNER
+    names = {path.name for path in (tmp_path / "a" / "run").iterdir()}
+    assert names == {"run.json", *(f"clusters-4-start-{number}.safetensors" for number in range(3))}
+    assert json.loads((tmp_path / "a" / "run" / "run.json").read_text()) == OWNER
 
 
 def test_a_write_that_fails_leaves_the_earlier_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,11 +104,11 @@ def test_a_write_that_fails_leaves_the_earlier_state(tmp_path: Path, monkeypatch
     again = Checkpoint(tmp_path / "run", OWNER)
     assert again.states == {"one": {"round": 1}}
     again.save("one", {"round": 3})
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["clustering.json", "one.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["one.safetensors", "run.json"]
 
 
 def test_a_checkpoint_whose_first_write_was_cut_off_begins_again(tmp_path: Path) -> None:
-    (tmp_path / ".clustering.json.partial").write_text('{"ro')
+    (tmp_path / ".run.json.partial").write_text('{"ro')
     assert Checkpoint(tmp_path, OWNER).states == {}
 
 
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_other_options_is_refused_and_kept(owner: dict, named: s
     for part in (
         str(tmp_path / "run"),
         f"another run: {named}",
-        "expected the table and the options",
+        "expected the inputs and the options",
         "another folder",
     ):
         assert part in str(error.value)
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_other_options_is_refused_and_kept(owner: dict, named: s
 @pytest.mark.parametrize("content", [b"", b"{", b'{"rows": 2', b"\xff\xfe\x00", b"[]", b"3", b'"text"'])
 def test_a_damaged_record_is_refused(content: bytes, tmp_path: Path) -> None:
     Checkpoint(tmp_path, OWNER)
-    (tmp_path / "clustering.json").write_bytes(content)
+    (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(ValueError, match="is damaged") as error:
         Checkpoint(tmp_path, OWNER)
     assert str(tmp_path) in str(error.value)
