@@ -45,6 +45,8 @@ CODE_FILES = (
     "modeling_projclust.py",
     "packed_projclust.py",
     "places_projclust.py",
+    "resizing_projclust.py",
+    "saving_projclust.py",
     "table_projclust.py",
     "vocabulary_projclust.py",
     "weight_projclust.py",

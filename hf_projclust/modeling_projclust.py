@@ -6,27 +6,25 @@ whose weight is tied to it are factored in place, and the tie table is rewritten
 head, if the configuration says so, by factors of its own.
 
 What of Transformers' models is overridden or set here: ``from_pretrained``, ``_load_pretrained_model``,
-``_from_config``, ``post_init``, ``get_submodule``, ``tie_weights``, ``initialize_weights``, ``state_dict``,
-``save_pretrained``, ``_adjust_missing_and_unexpected_keys``, ``_resize_token_embeddings``, ``_upload_modified_files``,
-``barrier_after_gathered_checkpoint_save``, ``is_custom_code``; ``_tied_weights_keys``, ``all_tied_weights_keys``,
-``_tp_plan``, ``_keys_to_ignore_on_save``, ``_keys_to_ignore_on_load_unexpected``.
+``_from_config``, ``post_init``, ``get_submodule``, ``tie_weights``, ``initialize_weights``,
+``_adjust_missing_and_unexpected_keys``, ``is_custom_code``; ``_tied_weights_keys``, ``all_tied_weights_keys``,
+``_tp_plan``, ``_keys_to_ignore_on_save``, ``_keys_to_ignore_on_load_unexpected``. Saving is in ``saving_projclust``,
+resizing in ``resizing_projclust``.
 
 This file travels with a checkpoint: it imports torch, transformers and its siblings only.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Iterator
-from contextvars import ContextVar
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -41,38 +39,29 @@ from transformers.models.auto import (
 )
 from transformers.models.auto.auto_factory import _LazyAutoMapping
 
-from .checks_projclust import check_files, check_tables, check_weight_names, damage_of, note_tables
+from .checks_projclust import check_files, check_weight_names, damage_of
 from .configuration_projclust import (
     PREFIX,
     SHARED_STATE,
     ProjClustConfigMixin,
     projclust_config_class,
 )
-from .embedding_projclust import dense_counterpart, unpack_in_place
+from .embedding_projclust import unpack_in_place
 from .layout_projclust import ProjClustCheckpointError
 from .packed_projclust import PackedTable
-from .table_projclust import FACTOR_NAMES, FactoredTable, in_place_of_dense_weight
+from .resizing_projclust import ResizingMixin
+from .saving_projclust import SavingMixin
+from .table_projclust import FACTOR_NAMES, FactoredTable
 from .vocabulary_projclust import factor_vocabulary, factored_tables, owner_of, vocabulary_modules
-from .whole_folder_projclust import WholeFolder
 
 _MADE_CLASSES: dict[tuple[type, type], Any] = {}
 _TABLE_IN_PEFT = "embeddings.word_embeddings"
-_SAVE: ContextVar[WholeFolder | None] = ContextVar("what this thread is saving", default=None)
-
-if TYPE_CHECKING:
-    _NativeModel = PreTrainedModel
-else:
-    _NativeModel = object
 
 
-class ProjClustModelMixin(_NativeModel):
+class ProjClustModelMixin(SavingMixin, ResizingMixin):
     """What a made model class adds to its native base."""
 
     native_class: ClassVar[Any]
-    write_card: ClassVar[Any] = (
-        None  # writes the card of a saved folder; hf_projclust sets it, a checkpoint's code has none
-    )
-    _tied_rows: dict[str, str]  # buffers of tied modules, each with that of the module whose row order it copies
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         """Build as the native class does; of a composite's configuration a text model takes the text part."""
@@ -177,99 +166,6 @@ class ProjClustModelMixin(_NativeModel):
                 table.init_factors(getattr(self.config.get_text_config(), "initializer_range", None) or 0.02)
         super().initialize_weights()
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the native class; what stands for the dense weights is for files, and for models around this one."""
-        state = super().state_dict(*args, **kwargs)
-        if not args and kwargs.get("destination") is None:
-            for name, module in self.named_modules(remove_duplicate=False):
-                if isinstance(module, FactoredTable):
-                    state.pop(f"{kwargs.get('prefix', '')}{name}.weight")
-        return state
-
-    def save_pretrained(
-        self,
-        save_directory: str | PathLike[str],
-        is_main_process: bool = True,
-        state_dict: dict[str, Any] | None = None,
-        push_to_hub: bool = False,
-        *args: Any,
-        standalone: bool | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Save as the native class does, and on demand with the code that loads the model.
-
-        The folder gets all files at the end, in one step: a process that is killed leaves the old ones or the new
-        ones, and a model may be saved over the folder that it was loaded from. What else the folder holds stays.
-        Under the name of each dense weight that is not there, the file has one byte, by which native classes refuse
-        it.
-
-        Args:
-            save_directory: Folder to save in.
-            is_main_process: As in the native class.
-            state_dict: As in the native class.
-            push_to_hub: As in the native class.
-            *args: As in the native class.
-            standalone: Whether to add the code, so that the Auto classes load the folder by ``trust_remote_code=True``
-                where hf_projclust is not installed. By default it is added if the model was loaded from such a folder.
-            **kwargs: As in the native class.
-
-        Raises:
-            ValueError: If a factored module was replaced, or one that is tied to another has factors of its own, for
-                which the file has no place.
-            NotADirectoryError: If the folder is a file.
-            OSError: If the disk is full; the folder is then as it was.
-        """
-        if not getattr(self, "_hf_peft_config_loaded", False):  # then only the adapters are saved
-            check_tables(self)
-            note_tables(self)
-            stored = [name for name in factored_tables(self) if f"{name}.rows" not in self._tied_rows]
-            marks = {f"{name}.weight": in_place_of_dense_weight() for name in stored}
-            state_dict = (self.state_dict() if state_dict is None else state_dict) | marks
-        with self.config.standalone(standalone), contextlib.ExitStack() as stack:
-            if push_to_hub:  # else it would be that of the hidden folder
-                kwargs.setdefault("repo_id", Path(save_directory).name)
-            if not kwargs.get("distributed_checkpoint"):  # of which each process writes its part
-                save = stack.enter_context(WholeFolder.saved(save_directory))
-                stack.callback(_SAVE.reset, _SAVE.set(save))
-                save_directory = save.partial
-            super().save_pretrained(save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
-
-    def barrier_after_gathered_checkpoint_save(self, distributed_config: Any) -> None:
-        """Put in place what was saved before other processes, which wait here, go on to read it."""
-        if (save := _SAVE.get()) is not None:
-            save.put_in_place()
-        super().barrier_after_gathered_checkpoint_save(distributed_config)
-
-    def _upload_modified_files(
-        self,
-        working_dir: str | PathLike[str],
-        repo_id: str,
-        files_timestamps: dict[str, float],
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """Upload a saved folder, with the model's card in place of the one that Transformers has just written."""
-        working_dir, existing = Path(working_dir), None
-        card = working_dir / "README.md"
-        has_card = self.write_card is not None and not getattr(self, "_hf_peft_config_loaded", False)
-        if (save := _SAVE.get()) is not None:
-            new_card, saved = card, {path.name for path in working_dir.iterdir()}
-            working_dir, card = save.folder, save.folder / "README.md"
-            existing = card.read_bytes() if card.is_file() else None
-            if existing is not None and has_card:
-                new_card.write_bytes(existing)  # what is in it is kept, whatever comes
-            save.put_in_place()  # first: an upload may fail
-            others = [path for path in working_dir.iterdir() if path.name not in saved]
-            files_timestamps = {path.name: path.stat().st_mtime for path in others}
-        try:
-            if has_card:
-                self.write_card(working_dir, repo_id=repo_id, existing=existing)
-            return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, **kwargs)
-        except BaseException:
-            if existing is not None:
-                card.write_bytes(existing)
-            raise
-
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
         # A body, or another head, leaves the factors of the file's head over, as it would the dense one.
@@ -316,37 +212,6 @@ class ProjClustModelMixin(_NativeModel):
                 unpack_in_place(module, done[shared])
         self.config.set_factor_layouts(layouts)
         return self
-
-    def _resize_token_embeddings(
-        self, new_num_tokens: int | None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Module:
-        """Resize every vocabulary module in place; rows of new tokens are those that the native class would give."""
-        groups = vocabulary_modules(self)
-        embedding, head = groups["embedding"][0], self.get_output_embeddings()
-        size = _padded(embedding.num_embeddings if new_num_tokens is None else new_num_tokens, pad_to_multiple_of)
-        if size == embedding.num_embeddings:
-            return embedding
-        for module in factored_tables(self).values():
-            if isinstance(module, PackedTable):  # refuses, before the dense table beside it is changed
-                module.resize(size, module.scales.new_zeros(0, module.layout.dim))
-        natives: dict[str, Any] = {
-            "embedding": self._get_resized_embeddings(dense_counterpart(embedding), size, None, mean_resizing)
-        }
-        if groups["head"]:  # one that is tied follows the table, and tie_weights() pads its bias
-            resized = self._get_resized_lm_head(dense_counterpart(head), size, mean_resizing=mean_resizing)
-            natives["head"] = resized.requires_grad_(head.weight.requires_grad)
-        factored = {name: groups[name] for name in self.config.factor_layouts if groups[name]}
-        for name, modules in factored.items():
-            for module in modules:
-                module.resize(size, natives[name].weight[module.layout.num_embeddings :].detach())
-        self.config.set_factor_layouts({name: modules[0].layout for name, modules in factored.items()})
-        if "embedding" not in factored:
-            self.set_input_embeddings(natives["embedding"])
-        if "head" in factored:
-            head.bias = natives["head"].bias
-        if groups["head"]:  # some classes take over the bias here
-            self.set_output_embeddings(head if "head" in factored else natives["head"])
-        return embedding
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -425,17 +290,6 @@ def _text_part(config: Any, config_class: Any) -> Any:
     part = config_class.from_dict(text_config.to_dict(), attn_implementation=text_config._attn_implementation)
     part.name_or_path, part.projclust = config.name_or_path, config.projclust
     return part
-
-
-def _padded(size: int, multiple: int | None) -> int:
-    """A number of tokens, rounded up to a multiple."""
-    for name, number in (("new_num_tokens", size), ("pad_to_multiple_of", 1 if multiple is None else multiple)):
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(
-                f"resize_token_embeddings was given {name}={number!r}; expected a whole number, 1 or more. Give the "
-                "length of the tokenizer, len(tokenizer)."
-            )
-    return size if multiple is None else -(-size // multiple) * multiple
 
 
 def __getattr__(name: str) -> type:
