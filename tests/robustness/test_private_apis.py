@@ -18,6 +18,7 @@ from conftest import TINY_MODELS
 from huggingface_hub.errors import HFValidationError
 from source_names import LIBRARIES, overridden_names, used_names
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers import AutoModel, BertConfig, LlavaConfig, PreTrainedConfig, PreTrainedModel, Trainer, initialization
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from watched_models import BERT, build, calls, has_parameters, reload, save
@@ -418,6 +419,14 @@ def _() -> Any:
 @relies_on("Module.requires_grad_", "(requires_grad)", breaks="unfreezing a model with a table in few bits raises")
 def _() -> Any:
     return has_parameters(nn.Module.requires_grad_, "self requires_grad")
+
+
+@relies_on("Module._parameters", "by name, without what a parametrization keeps", breaks="look-ups of one token")
+def _() -> Any:
+    module = nn.Linear(2, 2)
+    is_there = module._parameters.get("weight") is module.weight
+    parametrize.register_parametrization(module, "weight", nn.Identity())
+    return is_there and module._parameters.get("weight") is None
 
 
 @relies_on("Tensor._make_wrapper_subclass", "a tensor of any size without storage", breaks=NO_WEIGHT)
