@@ -30,6 +30,8 @@ CODE = {
         "modeling",
         "packed",
         "places",
+        "resizing",
+        "saving",
         "table",
         "vocabulary",
         "weight",
