@@ -1,6 +1,7 @@
 """Tiny real models from configurations, a tiny real tokenizer, and what several test files need, a Hub among it."""
 
 from loopback_hub.session import HUB  # before anything imports huggingface_hub, which then reads where the Hub is
+from workers import pytest_xdist_auto_num_workers  # noqa: F401 (a hook; and before anything imports torch)
 
 # isort: split
 import copy
@@ -273,6 +274,11 @@ def upstream_log(caplog: pytest.LogCaptureFixture) -> Any:
     logging.enable_propagation()
     yield caplog
     logging.disable_propagation()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the demonstration, so that of several processes one makes it, and early."""
+    items.sort(key=lambda item: "demonstration" not in getattr(item, "fixturenames", ()))
 
 
 def factor_names(tiny: Tiny) -> list[str]:
