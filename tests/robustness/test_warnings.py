@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 WARNING_TESTS = """
@@ -73,9 +75,20 @@ def test_raised_by_a_command():
 """
 
 
-def run_pytest(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
-    """Run tests in a process of their own as if they were of this suite."""
-    (folder / "test_of_warnings.py").write_text(tests)
+# What is logged before any test is held against the first one, which is of the file that logs.
+IMPORTED = {
+    "test_it_raises.py": "import warnings\nwarnings.warn('going away', FutureWarning)",
+    "test_it_logs.py": "import logging\nlogging.getLogger('peft').warning('`that` is deprecated')",
+}
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What pytest, in a process of its own, shows of the tests as if they were of this suite."""
+    folder = tmp_path_factory.mktemp("tests")
+    (folder / "test_of_warnings.py").write_text(WARNING_TESTS)
+    for name, start in IMPORTED.items():
+        (folder / name).write_text(f"{start}\n\n\ndef test_{name[8:-3]}():\n    pass\n")
     options = ["-c", str(ROOT / "pyproject.toml"), "-p", "conftest", "-p", "no:cacheprovider", "-q", "-rA", "--tb=no"]
     options += ["--continue-on-collection-errors"]
     paths = [str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")]
@@ -87,20 +100,16 @@ def run_pytest(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         timeout=300,
-    )
+    ).stdout
 
 
-def test_what_warns_fails_and_nothing_else(tmp_path: Path) -> None:
-    shown = run_pytest(tmp_path, WARNING_TESTS).stdout
-    outcomes = dict(re.findall(r"^(?:FAILED|ERROR|PASSED) .*::(test_\w+(?:\[.*?\])?)()", shown, flags=re.MULTILINE))
-    failed = set(re.findall(r"^(?:FAILED|ERROR) .*::(test_\w+(?:\[.*?\])?)", shown, flags=re.MULTILINE))
-    assert len(outcomes) == 16, shown
-    assert outcomes.keys() - failed == {"test_nothing_warns"}, shown
+def test_what_warns_fails_and_nothing_else(shown: str) -> None:
+    ends = re.findall(r"^(FAILED|ERROR|PASSED) .*test_of_warnings\.py::(test_\w+(?:\[.*?\])?)", shown, re.MULTILINE)
+    failed = {name for outcome, name in ends if outcome != "PASSED"}
+    assert len({name for _, name in ends}) == 16, shown
+    assert {name for _, name in ends} - failed == {"test_nothing_warns"}, shown
 
 
-def test_what_warns_as_a_test_file_is_imported_fails(tmp_path: Path) -> None:
-    test = "\n\ndef test_nothing():\n    pass\n"
-    (tmp_path / "test_it_raises.py").write_text(f"import warnings\nwarnings.warn('going away', FutureWarning){test}")
-    logged = f"import logging\nlogging.getLogger('peft').warning('`that` is deprecated'){test}"
-    shown = run_pytest(tmp_path, logged).stdout
-    assert "1 passed, 2 errors" in shown, shown
+def test_what_warns_as_a_test_file_is_imported_fails(shown: str) -> None:
+    errors = dict(re.findall(r"^ERROR .*?(test_it_\w+\.py).*? - (\w+): ", shown, re.MULTILINE))
+    assert errors == {"test_it_raises.py": "FutureWarning", "test_it_logs.py": "AssertionError"}, shown
