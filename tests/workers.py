@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-MOST_WORKERS = 6  # beyond, what a worker imports and collects costs more than it saves
-BYTES_A_WORKER = 3 * 2**30  # about one that it holds, and the processes that its tests start
+BYTES_A_WORKER = 3 * 2**30  # a bit more than one that it holds, and up to four processes that a test starts
+MOST_WORKERS = 6  # since a container may have fewer cores and less memory than can be seen from within
 
 
 def usable_cores() -> int:
