@@ -125,7 +125,7 @@ def test_options_of_compress_are_those_of_the_function() -> None:
 def test_compression_takes_one_number_or_several(arguments: list[str], rates: list[float]) -> None:
     command = typer.main.get_command(cli.app).commands["compress"]
     context = command.make_context("compress", list(arguments))
-    assert context.params["compression"] == rates
+    assert list(context.params["compression"]) == rates
     assert context.params["model"] in ("MODEL", "0.6")
     assert str(context.params["output"]) == "out"
 
@@ -374,7 +374,8 @@ def test_the_benchmark_of_layers_prints_what_it_writes(tmp_path: Path, monkeypat
     output = run_cli(*arguments, "--output", "layers.json")
     record = json.loads((tmp_path / "layers.json").read_text())
     assert record["options"]["tokens"] == [1, 16]
-    assert record["versions"]["torch"] == torch.__version__
+    # The wheel of a CUDA build may leave out of its metadata what follows the plus sign.
+    assert record["versions"]["torch"] in (torch.__version__, torch.__version__.partition("+")[0])
     assert record["machine"] in " ".join(output.split())
     assert ("other work took" in output) == (record["busy_share"] > 0.2)
     assert {(row["vocabulary"], row["tokens"]) for row in record["rows"]} == {

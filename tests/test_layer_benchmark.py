@@ -3,9 +3,11 @@
 import importlib
 import re
 from collections.abc import Iterator
+from importlib import metadata
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 
 from hf_projclust.evaluation.layers import benchmark as layer_benchmark
@@ -18,6 +20,7 @@ from hf_projclust.evaluation.layers.tables import DrawnTable, draw_table, layout
 CPU = torch.device("cpu")
 ROWS, DIM = 320, 64
 NEEDS_KERNELS = "torchao int4 packed"
+IS_OLD_TORCHAO = Version(metadata.version("torchao")) < Version("0.18")  # torch 2.8 takes none that is newer
 
 
 def drawn(dtype: torch.dtype = torch.float32, **given: int) -> DrawnTable:
@@ -59,6 +62,10 @@ def test_outputs_are_those_of_the_dense_table_within_the_precision(kind: str, co
         with pytest.raises(AssertionError, match="kernel library is not loaded"):
             contender.build(table)
         return
+    if (kind, contender.name) == ("head", "torchao int4") and IS_OLD_TORCHAO:
+        with pytest.raises(ImportError, match="PrototypeInt4WeightOnlyConfig"):
+            contender.build(table)
+        return
     module, generator = contender.build(table), torch.Generator().manual_seed(1)
     token_ids = torch.randint(ROWS, (3, 5), generator=generator)
     hidden = torch.randn(4, DIM, generator=generator)
@@ -90,7 +97,7 @@ def by_hand(name: str) -> int:
         return 4 * layout_of(ROWS, DIM, 0.8 if "80" in name else 0.4).num_parameters + 4 * ROWS
     return {
         "dense": 4 * numbers,
-        "torchao int8": numbers + (4 + 1) * ROWS,  # scale and zero point of a row
+        "torchao int8": numbers + (4 + (8 if IS_OLD_TORCHAO else 1)) * ROWS,  # scale and zero point of a row
         "torchao int4": numbers + (4 + 1) * ROWS * DIM // 32,  # a number has four bits in a byte
         "bitsandbytes int8": numbers + 4 * ROWS,
         "bitsandbytes nf4": numbers // 2 + 4 * numbers // 64 + 4 * 16,  # scales of blocks, and the code book
@@ -123,6 +130,7 @@ def test_the_peak_of_a_call_is_that_by_hand() -> None:
     assert 12000 <= peak_bytes(lambda: (call(), torch.ones(2000)), CPU) < 12100
 
 
+@pytest.mark.skipif(IS_OLD_TORCHAO, reason="this torchao looks rows up without a dense table, as ours does")
 def test_a_call_of_torchao_takes_a_dense_table_and_one_of_ours_does_not(
     measured: tuple[list[LayerRow], list[Absence]],
 ) -> None:
@@ -194,7 +202,8 @@ def test_every_contender_is_measured_or_listed(measured: tuple[list[LayerRow], l
             elif operation == EMBEDDING:
                 assert list(missing) == [NEEDS_KERNELS]
     reasons = {a.contender: a.reason for a in absences if (a.operation, a.vocabulary) == (HEAD, 330)}
-    assert "expect N to be dividable by 16" in reasons["torchao int4"]
+    cause = "PrototypeInt4WeightOnlyConfig" if IS_OLD_TORCHAO else "expect N to be dividable by 16"
+    assert cause in reasons["torchao int4"]
     assert {row.tokens for row in rows if row.operation == HEAD} == {1}  # 20 are more than a head generates
 
 
