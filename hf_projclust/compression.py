@@ -25,11 +25,12 @@ from .loading import load_model_without_tables, load_tokenizer
 from .locks import locked
 from .modeling_projclust import ProjClustModelMixin, projclust_model_class
 from .options import FactoringOptions, Preset, TokenCounts
+from .packed_projclust import PackedTable
 from .provenance import check_base_model, provenance
 from .resources import Resources
 from .solvers import Table
 from .token_counts import check_tokenizer
-from .vocabulary_projclust import factored_tables
+from .vocabulary_projclust import factored_tables, freeze_packed_tables
 
 logger = logging.get_logger(__name__)
 
@@ -279,9 +280,11 @@ def _build(model_class: Any, config: Any, state_dict: dict[str, Tensor], *, like
         if name in state_dict and parameter.dtype != state_dict[name].dtype:
             parameter.data = state_dict[name]
         if name not in requires_grad:  # factors follow the dense weight that they stand for, and the other way round
-            stood_for = next(like.get_submodule(name.rpartition(".")[0]).parameters())
-            requires_grad[name] = stood_for.requires_grad or not stood_for.is_floating_point()  # few bits are no choice
+            stood_for = like.get_submodule(name.rpartition(".")[0])
+            # That a table in few bits is frozen is nobody's choice.
+            requires_grad[name] = isinstance(stood_for, PackedTable) or next(stood_for.parameters()).requires_grad
         parameter.requires_grad_(requires_grad[name] and parameter.is_floating_point())
+    freeze_packed_tables(model)
     model.name_or_path = model.config.name_or_path = like.name_or_path
     # How the names and tensors of the file differ from those in memory, which a load from memory cannot know.
     model._weight_conversions = getattr(like, "_weight_conversions", None)

@@ -52,7 +52,14 @@ from .packed_projclust import PackedTable
 from .resizing_projclust import ResizingMixin
 from .saving_projclust import SavingMixin
 from .table_projclust import FACTOR_NAMES, FactoredTable
-from .vocabulary_projclust import factor_vocabulary, factored_tables, owner_of, vocabulary_modules
+from .vocabulary_projclust import (
+    factor_vocabulary,
+    factored_tables,
+    freeze_packed_tables,
+    owner_of,
+    untie_scales,
+    vocabulary_modules,
+)
 
 _MADE_CLASSES: dict[tuple[type, type], Any] = {}
 _TABLE_IN_PEFT = "embeddings.word_embeddings"
@@ -104,7 +111,9 @@ class ProjClustModelMixin(SavingMixin, ResizingMixin):
         if state_dict is None and checkpoint_files is not None:
             check_files(model, checkpoint_files)
         of_native = super()._load_pretrained_model
-        return of_native(model, state_dict, checkpoint_files, *args, **kwargs)
+        loaded = of_native(model, state_dict, checkpoint_files, *args, **kwargs)
+        freeze_packed_tables(model)
+        return loaded
 
     @classmethod
     def _from_config(cls, config: Any, **kwargs: Any) -> Any:
@@ -180,6 +189,7 @@ class ProjClustModelMixin(SavingMixin, ResizingMixin):
         """As in the native class; tables in few bits, which cannot be trained, stay frozen."""
         for parameter in self.parameters():
             parameter.requires_grad_(requires_grad and parameter.is_floating_point())
+        freeze_packed_tables(self)
         return self
 
     def dequantize_factors(self) -> Any:
@@ -210,6 +220,8 @@ class ProjClustModelMixin(SavingMixin, ResizingMixin):
                     layouts[name], tensors = module.float_factors()
                     done[shared] = {part: nn.Parameter(tensors[part]) for part in FACTOR_NAMES}
                 unpack_in_place(module, done[shared])
+        if done:
+            untie_scales(self)
         self.config.set_factor_layouts(layouts)
         return self
 

@@ -58,27 +58,29 @@ class PackedTable(FactoredTable):
     layout: PackedLayout
     codebooks: Tensor
     clusters: Tensor
-    scales: Tensor
+    scales: nn.Parameter
     stored_names = (*PACKED_NAMES, "scales")
-    copied_names = ("rows", "clusters", "codebooks", "scales")
+    # Scales first: the first parameter of a model is taken for one of floating numbers, as by sentence-transformers.
+    factor_names = ("scales", *FACTOR_NAMES)
+    copied_names = ("rows", "clusters", "codebooks")
 
     def _set_factors(self, layout: FactorLayout, device: torch.device, dtype: torch.dtype) -> None:
         self.layout = layout  # type: ignore[assignment]
         self._is_hf_initialized = False  # a dense weight that was filled before is gone
         sizes = self.layout.num_bytes(dtype.itemsize)
         empty = {name: torch.empty(sizes[name], device=device, dtype=torch.uint8) for name in PACKED_NAMES}
-        for name in FACTOR_NAMES:
+        empty["scales"] = torch.empty(sum(layout.cluster_ranks), device=device, dtype=dtype)
+        for name in self.factor_names:
             self.register_parameter(name, nn.Parameter(empty[name], requires_grad=False))
         self.register_buffer("codebooks", empty["codebooks"].view(torch.int8))
         self.register_buffer("clusters", empty["clusters"])
-        self.register_buffer("scales", torch.empty(sum(layout.cluster_ranks), device=device, dtype=dtype))
         rows = torch.arange(layout.num_embeddings, device=device, dtype=torch.int32)
         self.register_buffer("rows", rows, persistent=False)
 
     def set_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take up tensors of the layout's shapes, by their names in ``stored_names``, without a copy."""
         for name, tensor in tensors.items():
-            setattr(self, name, nn.Parameter(tensor, requires_grad=False) if name in FACTOR_NAMES else tensor)
+            setattr(self, name, nn.Parameter(tensor, requires_grad=False) if name in self.factor_names else tensor)
         self.order_rows()
 
     @property
@@ -108,7 +110,7 @@ class PackedTable(FactoredTable):
     def _scale_mean(self) -> float:
         """The mean of the scales that the layout keeps of them."""
         places = torch.arange(1, len(self.scales) + 1, device=self.scales.device, dtype=torch.float64)
-        return float((places / max(1, len(places)) * self.scales.double()).sum()) / max(1, len(places))
+        return float((places / max(1, len(places)) * self.scales.detach().double()).sum()) / max(1, len(places))
 
     def changed_codes(self) -> str | None:
         """Which packed tensor is not the one that the layout has a checksum of, in words; None if all are."""

@@ -104,9 +104,9 @@ def measure(folder: str | Path) -> tuple[Sizes, Sizes]:
     stored_once = list({id(table.coefficients): table for table in tables}.values())
     layouts = [table.layout for table in stored_once]
     parameters = sum(layout.num_parameters for layout in layouts)
-    stored_numbers = sum(getattr(table, name).numel() for table in stored_once for name in FACTOR_NAMES)
+    stored_numbers = sum(getattr(table, name).numel() for table in stored_once for name in table.factor_names)
     # Tied modules share their factors, and each has copies of the rest.
-    tensors = [getattr(table, name) for table in tables for name in {*FACTOR_NAMES, *table.copied_names}]
+    tensors = [getattr(table, name) for table in tables for name in {*table.factor_names, *table.copied_names}]
     memory_bytes = sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
     item_bytes = config.dtype.itemsize
 

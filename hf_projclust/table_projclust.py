@@ -37,6 +37,7 @@ class FactoredTable(nn.Module):
     bases: nn.Parameter
     rows: Tensor
     stored_names: tuple[str, ...] = ("coefficients", "bases", "rows")  # what a file has of it
+    factor_names: tuple[str, ...] = FACTOR_NAMES  # parameters, which tied modules share
     copied_names: tuple[str, ...] = ("rows",)  # buffers, of which each tied module has a copy
     _is_hf_initialized: bool  # Transformers' mark of a module whose weights are filled
 

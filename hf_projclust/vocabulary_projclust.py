@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from .embedding_projclust import factor_in_place
 from .layout_projclust import ProjClustCheckpointError
+from .packed_projclust import PackedTable
 from .table_projclust import FACTOR_NAMES, FactoredTable
 
 
@@ -145,12 +146,29 @@ def _ties_of_factors(model: PreTrainedModel, ties: dict[str, str]) -> dict[str, 
     """The tie table with factors in place of the weights that were factored."""
     rewritten = {}
     for target, source in ties.items():
-        if target.endswith(".weight") and isinstance(owner_of(model, target), FactoredTable):
-            for part in FACTOR_NAMES:
+        if target.endswith(".weight") and isinstance(table := owner_of(model, target), FactoredTable):
+            for part in table.factor_names:
                 rewritten[target.removesuffix("weight") + part] = source.removesuffix("weight") + part
         else:
             rewritten[target] = source
     return rewritten
+
+
+def freeze_packed_tables(model: nn.Module) -> None:
+    """Let no part of tables in few bits ask for a gradient, as Transformers has each floating number that it loads."""
+    for table in factored_tables(model).values():
+        if isinstance(table, PackedTable):
+            for name in table.factor_names:
+                getattr(table, name).requires_grad_(False)
+
+
+def untie_scales(model: PreTrainedModel) -> None:
+    """Drop from the tie tables what tables of floating numbers have not."""
+    for submodel in [module for module in model.modules() if isinstance(module, PreTrainedModel)]:
+        for name in ("_tied_weights_keys", "all_tied_weights_keys"):
+            ties = getattr(submodel, name, None) or {}
+            if any(target.endswith(".scales") for target in ties):
+                setattr(submodel, name, {key: tie for key, tie in ties.items() if not key.endswith(".scales")})
 
 
 def _ignore_copies_on_save(model: Any) -> None:

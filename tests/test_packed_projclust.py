@@ -365,7 +365,7 @@ def test_copies_are_whole_and_apart(layout: PackedLayout, copied) -> None:
 def test_a_state_dict_is_what_is_stored_and_fills_another_table(layout: PackedLayout, assign: bool) -> None:
     table = embedding(layout)
     state = {key: tensor for key, tensor in table.state_dict().items() if key != "weight"}
-    assert list(state) == [*("coefficients", "bases"), "codebooks", "clusters", "scales"]
+    assert list(state) == ["scales", "coefficients", "bases", "codebooks", "clusters"]
     assert {key: tensor.nbytes for key, tensor in state.items()} == layout.num_bytes(4)
     other = filled(nn.Embedding(13, DIM), layout, seed=1)
     if layout.num_clusters > 1:

@@ -284,10 +284,10 @@ def test_an_interrupted_search_goes_on_and_gives_equal_bytes(
     expected = run(whole)
     with pytest.raises(KeyboardInterrupt):
         run(_Interrupting(max(1, int(share * whole.rounds))), **place)
-    assert list((tmp_path / "checkpoint").glob("clusters-*.pt"))
+    assert list((tmp_path / "checkpoint").glob("clusters-*.safetensors"))
     assert equal_state_dicts(run(rest, **place), expected)
     assert rest.rounds < whole.rounds
-    assert list((tmp_path / "checkpoint").glob("clusters-*-final.pt"))
+    assert list((tmp_path / "checkpoint").glob("clusters-*-final.safetensors"))
     with pytest.raises(ValueError, match="belongs to another run: ratio"):
         compress(model, **(options | {"ratio": 5}), **place)
 

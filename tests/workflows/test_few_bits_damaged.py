@@ -193,7 +193,7 @@ def test_a_configuration_that_does_not_fit_its_file_is_refused(folder: Path, cha
 def test_a_file_of_floating_factors_is_refused_under_a_configuration_in_few_bits(folder: Path, tmp_path: Path) -> None:
     other = save(packed_model("bert").dequantize_factors(), tmp_path / "floating")
     shutil.copy(other / "model.safetensors", folder / "model.safetensors")
-    refused(folder, rf"the checkpoint has no {TABLE}\.clusters, {TABLE}\.codebooks, {TABLE}\.scales; expected every")
+    refused(folder, rf"the checkpoint has no {TABLE}\.clusters, {TABLE}\.codebooks, {TABLE}\.scales, ")
     shutil.copy(folder / "config.json", tmp_path / "packed.json")
     shutil.copy(other / "config.json", folder / "config.json")
     AutoModelForMaskedLM.from_pretrained(folder)
