@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import TINY_MODELS, WIDTH
 from datasets import Dataset
+from few_bits import DIM, NUM_TOKENS, dense_model
 from sentence_transformers import (
     CrossEncoder,
     SentenceTransformer,
@@ -21,11 +22,13 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from transformers import AutoModelForTextEncoding, PreTrainedTokenizerFast, T5EncoderModel
+from tiny_tokenizers import build_word_level
+from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedTokenizerFast, T5EncoderModel
 from typer.testing import CliRunner
 
 from hf_projclust import cli, compress, decompress
 from hf_projclust.modeling_projclust import ProjClustModelMixin
+from hf_projclust.packed_projclust import PackedTable
 
 TEXTS = [f"good film w{number}" for number in range(0, 80, 8)] + ["bad"]
 OPTIONS = {"num_clusters": 3, "compression": 0.4}
@@ -66,6 +69,24 @@ def test_a_compressed_folder_encodes_with_the_pooling_of_the_dense_one(dense: Pa
     torch.testing.assert_close(encode(model), encode(expected), atol=1e-5, rtol=0)
     run("decompress", tmp_path / "out", "--output", tmp_path / "dense-again")
     torch.testing.assert_close(encode(tmp_path / "dense-again"), encode(model), atol=1e-5, rtol=0)
+
+
+def test_a_folder_in_few_bits_encodes_as_its_table_does_and_is_evaluated(tmp_path: Path) -> None:
+    dense_model("bert").bert.save_pretrained(tmp_path / "body")
+    build_word_level(NUM_TOKENS).save_pretrained(tmp_path / "body")
+    dense, out = tmp_path / "dense", tmp_path / "out"
+    modules = [Transformer(str(tmp_path / "body")), Pooling(DIM, "max"), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(dense))
+    run("compress", dense, "--output", out, "--num-clusters", 2, "--ratio", 6)
+    model, expected = load(out), load(dense)
+    assert isinstance(model[0].model.get_input_embeddings(), PackedTable)
+    expected[0].model = decompress(AutoModel.from_pretrained(out))
+    torch.testing.assert_close(encode(model), encode(expected), atol=1e-5, rtol=0)
+    (tmp_path / "dev.tsv").write_text(
+        "sentence1\tsentence2\tscore\ngood w8\tgood w9\t4\nbad w8\tfilm\t1\nbad\tw3 w4\t2\n"
+    )
+    output = run("evaluate", out, "--against", dense, "--sts", tmp_path / "dev.tsv")
+    assert "Embeddings of pairs: sentence-transformers." in output
 
 
 def test_folders_of_cross_and_sparse_encoders_are_compressed_alike(
