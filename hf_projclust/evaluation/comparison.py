@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -146,22 +146,22 @@ def evaluate(
         "device": device,
         "seed": seed,
     }
-    machine, versions = describe_machine(device), installed_versions()
-    owner = options | {"machine": machine, "versions": versions}
-    files = {"folder": folder, "against": against, "text": text, "sts": sts, "data_dir": data_dir}
-    with steps_in(checkpoint, owner, files) as step:
+    versions = installed_versions()
+    models_of = {"folder": folder, "against": against}
+    data = {"text": text, "sts": sts, "data_dir": data_dir}
+    with steps_in(checkpoint, options | {"versions": versions}, models=models_of, data=data) as step:
         own_pooling = pairs is not None and all(is_sentence_transformer(path) for path in paths)
         correlations: list[float] = []
         if pairs is not None and own_pooling:  # before the models are loaded, since sentence-transformers loads its own
-            own = (sentence_transformer(path, device=device, batch_size=batch_size) for path in paths)
-            correlations = _correlations(step, own, pairs)
+            own = partial(sentence_transformer, device=device, batch_size=batch_size)
+            correlations = _correlations(step, [partial(own, path) for path in paths], pairs)
         compressed: Any = load_model(folder)
         # A checkpoint whose head was left out by AutoModel is compared without it too.
         dense: Any = load_model(against, as_class=getattr(type(compressed), "native_class", type(compressed)))
         models = [model.to(device or "cpu") for model in (dense, compressed)]
         if pairs is not None and not own_pooling:
             limits: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size}
-            means = (partial(embed_sentences, model, tokenizer, **limits) for model in models)
+            means = [partial(partial, embed_sentences, model, tokenizer, **limits) for model in models]
             correlations = _correlations(step, means, pairs)
         ids = tokens_of(tokenizer, read.lines, dense, max_length)
         if not ids:
@@ -185,7 +185,7 @@ def evaluate(
         sizes=_sizes(folder, dense, compressed),
         options={"text": _bare(text), "sts": _bare(sts), **options},
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        machine=machine,
+        machine=describe_machine(device),
         versions=versions,
     )
 
@@ -206,11 +206,14 @@ def _check_task(task: str | None, data_dir: str | Path | None, architecture: str
         needed(module)
 
 
-def _correlations(step: Steps, embedders: Iterable[Embed], pairs: ScoredPairs) -> list[float]:
-    return [
-        step(f"spearman of {of}", spearman, embed, pairs, of=of)
-        for embed, of in zip(embedders, ("the dense model", "the compressed model"), strict=True)
-    ]
+def _correlations(step: Steps, makers: Sequence[Callable[[], Embed]], pairs: ScoredPairs) -> list[float]:
+    """Of each model, which is made when it is asked for and gone before the next one is."""
+
+    def correlate(make: Callable[[], Embed], of: str) -> float:
+        return spearman(make(), pairs, of=of)
+
+    whose = ("the dense model", "the compressed model")
+    return [step(f"spearman of {of}", correlate, make, of) for make, of in zip(makers, whose, strict=True)]
 
 
 def _of_texts(

@@ -6,15 +6,18 @@ What a step measures is not known here; what it gives is of JSON types.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ..locks import locked
 from ..solvers import Checkpoint
+from .record import weights_digest
 
 _Arguments = ParamSpec("_Arguments")
 _Found = TypeVar("_Found")
+_FOUND = "found"
 
 
 class Steps:
@@ -39,10 +42,16 @@ class Steps:
         if self.checkpoint is None:
             return measure(*args, **kwargs)
         if name in self.checkpoint.states:
-            kept: _Found = self.checkpoint.states[name]["found"]
+            state = self.checkpoint.states[name]
+            if not isinstance(state.get(_FOUND), float | dict):
+                raise ValueError(
+                    f"the checkpoint's {name!r} is damaged: {state!r:.80}; expected a figure. Delete the folder to "
+                    "begin again."
+                )
+            kept: _Found = state[_FOUND]
             return kept
         found = measure(*args, **kwargs)
-        self.checkpoint.save(name, {"found": found})
+        self.checkpoint.save(name, {_FOUND: found})
         return found
 
     def of_both(
@@ -62,14 +71,19 @@ class Steps:
 
 @contextlib.contextmanager
 def steps_in(
-    folder: str | Path | None, options: dict[str, Any], files: dict[str, str | Path | None]
+    folder: str | Path | None,
+    options: dict[str, Any],
+    *,
+    models: dict[str, str | Path],
+    data: dict[str, str | Path | None],
 ) -> Iterator[Steps]:
     """Steps that are kept in a folder while a block runs, which is this run's alone.
 
     Args:
         folder: The folder, made if it is absent; None keeps nothing.
         options: What the figures follow from, of JSON types.
-        files: What they are measured on: files, folders, or ids of the Hub.
+        models: Folders of models, or their ids on the Hub.
+        data: Files or folders that they are measured on.
 
     Raises:
         BlockingIOError: If another run has the folder.
@@ -78,19 +92,22 @@ def steps_in(
     if folder is None:
         yield Steps(None)
         return
-    for path in files.values():
+    for path in (*models.values(), *data.values()):
         if path is not None and Path(path).resolve() in (Path(folder).resolve(), *Path(folder).resolve().parents):
             raise ValueError(
                 f"checkpoint={str(folder)!r} is {str(path)!r} or in it, which is measured; expected a folder elsewhere."
             )
     with locked(folder):
-        yield Steps(Checkpoint(folder, options | {name: _state_of(path) for name, path in files.items()}))
+        digests = {name: weights_digest(path) if Path(path).is_dir() else str(path) for name, path in models.items()}
+        digests |= {name: _contents_digest(Path(path)) for name, path in data.items() if path is not None}
+        yield Steps(Checkpoint(folder, options | digests))
 
 
-def _state_of(path: str | Path | None) -> Any:
-    """Sizes and times of files, by which a change is seen; what is not on this machine as it is."""
-    if path is None or not Path(path).exists():
-        return None if path is None else str(path)
-    whole = Path(path).resolve()
-    files = [whole] if whole.is_file() else sorted(each for each in whole.rglob("*") if each.is_file())
-    return {str(file): [(stat := file.stat()).st_size, stat.st_mtime_ns] for file in files}
+def _contents_digest(path: Path) -> str:
+    """SHA-256 of a file, or of the files in a folder with their names, but for hidden ones."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(path.rglob("[!.]*")):
+        if file.is_file():
+            digest.update(f"{file.relative_to(path)} {file.stat().st_size} ".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from .rows import process_index
 
-_OWNER = "run.json"
+_OWNER = "projclust-run.json"
 _ENDING = ".safetensors"
 _PARTIAL = ".partial"
 _TENSOR = "tensor"  # in the state as JSON, an object of this key alone stands for the tensor of that name
@@ -42,6 +43,8 @@ class Checkpoint:
     def __init__(self, folder: str | Path, owner: dict[str, Any]) -> None:
         """Read what the folder has, or begin it."""
         self.folder = Path(folder)
+        if not str(folder).isprintable():  # names that are no Unicode, which safetensors writes and does not read
+            raise ValueError(f"checkpoint={str(folder)!r} has odd characters; expected others. Give another folder.")
         self.states: dict[str, dict[str, Any]] = {}
         if self.folder.exists() and not self._is_ours():
             raise ValueError(
@@ -62,9 +65,10 @@ class Checkpoint:
     def _read(self, owner: dict[str, Any]) -> None:
         try:
             found = json.loads((self.folder / _OWNER).read_text(encoding="utf-8"))
-            self.states = {path.stem: _read_state(path) for path in self.folder.glob(f"*{_ENDING}")}
             damage = "" if isinstance(found, dict) else "its record is no object"
-        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+            if not damage and found == owner:
+                self.states = {path.stem: _read_state(path) for path in self.folder.glob(f"*{_ENDING}")}
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
             damage = repr(error)
         if damage:
             raise ValueError(
@@ -90,6 +94,8 @@ class Checkpoint:
     def _replace(self, name: str, write: Any) -> None:
         partial = self.folder / f".{name}{_PARTIAL}"
         write(partial)
+        if name != _OWNER:  # safetensors makes files that nobody else may read
+            shutil.copymode(self.folder / _OWNER, partial)
         os.replace(partial, self.folder / name)
 
 
@@ -107,8 +113,10 @@ def _write_state(state: dict[str, Any], path: Path) -> None:
 
 def _read_state(path: Path) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
-        state: dict[str, Any] = json.loads(
+        state = json.loads(
             file.metadata()["state"],
-            object_hook=lambda found: file.get_tensor(found[_TENSOR]).clone() if found.keys() == {_TENSOR} else found,
+            object_hook=lambda found: file.get_tensor(found[_TENSOR]) if found.keys() == {_TENSOR} else found,
         )
+    if not isinstance(state, dict):
+        raise ValueError(f"{path.name} has the state {state!r:.80}; expected an object")
     return state

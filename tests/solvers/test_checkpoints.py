@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,8 @@ def test_a_checkpoint_changes_no_result_and_leaves_nothing_partial(tmp_path: Pat
     assert torch.equal(plain.assignment, saved.assignment)
     assert plain.costs == saved.costs
     names = {path.name for path in (tmp_path / "a" / "run").iterdir()}
-    assert names == {"run.json", *(f"clusters-4-start-{number}.safetensors" for number in range(3))}
-    assert json.loads((tmp_path / "a" / "run" / "run.json").read_text()) == OWNER
+    assert names == {"projclust-run.json", *(f"clusters-4-start-{number}.safetensors" for number in range(3))}
+    assert json.loads((tmp_path / "a" / "run" / "projclust-run.json").read_text()) == OWNER
 
 
 def test_a_write_that_fails_leaves_the_earlier_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,11 +105,11 @@ def test_a_write_that_fails_leaves_the_earlier_state(tmp_path: Path, monkeypatch
     again = Checkpoint(tmp_path / "run", OWNER)
     assert again.states == {"one": {"round": 1}}
     again.save("one", {"round": 3})
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["one.safetensors", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["one.safetensors", "projclust-run.json"]
 
 
 def test_a_checkpoint_whose_first_write_was_cut_off_begins_again(tmp_path: Path) -> None:
-    (tmp_path / ".run.json.partial").write_text('{"ro')
+    (tmp_path / ".projclust-run.json.partial").write_text('{"ro')
     assert Checkpoint(tmp_path, OWNER).states == {}
 
 
@@ -148,7 +149,7 @@ def test_a_checkpoint_of_other_options_is_refused_and_kept(owner: dict, named: s
 @pytest.mark.parametrize("content", [b"", b"{", b'{"rows": 2', b"\xff\xfe\x00", b"[]", b"3", b'"text"'])
 def test_a_damaged_record_is_refused(content: bytes, tmp_path: Path) -> None:
     Checkpoint(tmp_path, OWNER)
-    (tmp_path / "run.json").write_bytes(content)
+    (tmp_path / "projclust-run.json").write_bytes(content)
     with pytest.raises(ValueError, match="is damaged") as error:
         Checkpoint(tmp_path, OWNER)
     assert str(tmp_path) in str(error.value)
@@ -176,7 +177,15 @@ def test_a_state_of_something_else_is_refused_unread(content: bytes, tmp_path: P
 
 @pytest.mark.parametrize(
     "metadata",
-    [None, {}, {"state": "{"}, {"state": '{"costs": {"tensor": "1"}}'}, {"state": '{"costs": {"tensor": 0}}'}],
+    [
+        None,
+        {},
+        {"state": "{"},
+        {"state": '{"costs": {"tensor": "1"}}'},
+        {"state": '{"costs": {"tensor": 0}}'},
+        {"state": "[]"},
+        {"state": "[" * 10**5},
+    ],
 )
 def test_a_state_that_lacks_a_part_is_refused(metadata: Any, tmp_path: Path) -> None:
     Checkpoint(tmp_path, OWNER)
@@ -218,3 +227,15 @@ def test_the_first_process_alone_writes(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("hf_projclust.solvers.checkpoints.process_index", lambda: 1)
     Checkpoint(tmp_path / "run", OWNER).save("one", {})
     assert not (tmp_path / "run").exists()
+
+
+def test_files_are_for_whom_a_new_file_is(tmp_path: Path) -> None:
+    Checkpoint(tmp_path / "run", OWNER).save("one", {"numbers": torch.ones(2)})
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in (tmp_path / "run").iterdir()} == {(tmp_path / "new").stat().st_mode}
+
+
+def test_a_name_that_is_no_unicode_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has odd characters; expected others"):
+        Checkpoint(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"), OWNER)
+    assert not list(tmp_path.iterdir())
