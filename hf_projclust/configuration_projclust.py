@@ -13,6 +13,7 @@ This file travels with a checkpoint: it imports torch, transformers and its sibl
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import re
 import shutil
@@ -32,7 +33,11 @@ PACKED_FORMAT_VERSION = 2  # of tables in few bits
 MOST_NUMBERS = 2**34  # of a table: four times the largest that is known, 262,144 x 16,384
 # What is made one by one, whatever the weights are: by the ends of the names of such fields, the most that is taken,
 # several times the most that is known.
-MOST_PARTS = {("layer", "layers"): 10_000, ("experts",): 100_000, ("labels",): 10_000_000}
+MOST_PARTS = {
+    ("layer", "layers", "groups", "group_num", "networks", "blocks"): 10_000,
+    ("experts",): 100_000,
+    ("labels",): 10_000_000,
+}
 TABLE_NAMES = ("embedding", "head")
 PREFIX = "ProjClust"
 CODE_FILES = (
@@ -126,6 +131,15 @@ class ProjClustConfigMixin(_NativeConfig):
         config_dict, unused = super().get_config_dict(*args, **kwargs)
         return _with_native_type(config_dict), unused
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read as the native class does; what must not be run, made or opened is refused, before and after."""
+        _check_no_kernels(config_dict)
+        _check_counts(config_dict, cls.native_class)
+        result = super().from_dict(config_dict, **kwargs)
+        check_native_fields(result[0] if isinstance(result, tuple) else result)
+        return result
+
     def to_json_string(self, use_diff: bool = True) -> str:
         """Write the JSON, with "projclust" as the model type."""
         fields = json.loads(super().to_json_string(use_diff=use_diff))
@@ -182,11 +196,11 @@ class ProjClustConfig(PreTrainedConfig):
                 f"the checkpoint's base_model_type is {base_model_type!r}; expected a model type of the installed "
                 "Transformers, such as 'bert'. Upgrade transformers, or fetch the checkpoint again."
             )
-        _check_no_kernels(config_dict)
-        _check_counts(config_dict)
         config_class = projclust_config_class(CONFIG_MAPPING[base_model_type])
         try:
             result = config_class.from_dict(_with_native_type(config_dict), **kwargs)
+        except ProjClustCheckpointError:
+            raise
         except Exception as error:  # native configurations raise what they like
             raise ProjClustCheckpointError(
                 f"the fields of the checkpoint's {config_class.native_class.__name__} cannot be used "
@@ -195,7 +209,6 @@ class ProjClustConfig(PreTrainedConfig):
             ) from error
         config = result[0] if isinstance(result, tuple) else result
         _ = config.factor_layouts
-        check_native_fields(config)
         return result
 
 
@@ -242,13 +255,17 @@ def _check_no_kernels(config_dict: dict[str, Any]) -> None:
                 )
 
 
-def _check_counts(config_dict: dict[str, Any]) -> None:
-    """Refuse a JSON that asks for so many layers or labels that making them would not end."""
-    for name, value in config_dict.items():
-        if isinstance(value, dict) and name.endswith("_config"):
-            _check_counts(value)
+def _check_counts(config_dict: dict[str, Any], native_class: Any) -> None:
+    """Refuse a JSON that asks for so many layers, experts or labels that making them would not end."""
+    known = {*inspect.signature(native_class).parameters, *native_class.attribute_map, "num_labels"}
+    for name in known & config_dict.keys():
+        value: Any = config_dict[name]
+        part = native_class.sub_configs.get(name)
+        if isinstance(value, dict) and part is not None:
+            part = CONFIG_MAPPING[value["model_type"]] if value.get("model_type") in CONFIG_MAPPING else part
+            _check_counts(value, part)
         most = max((most for ends, most in MOST_PARTS.items() if name.endswith(ends)), default=None)
-        if most is not None and isinstance(value, (int, float)) and value > most:
+        if most is not None and isinstance(value, int) and value > most:
             raise ProjClustCheckpointError(
                 f"the checkpoint has {name}={value:,}; expected at most {most:,}. The config.json is damaged: fetch "
                 "the checkpoint again."

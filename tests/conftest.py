@@ -20,6 +20,7 @@ import logged_deprecations
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
+from hypothesis import HealthCheck, settings
 from loopback_hub import LoopbackHub
 from tiny_tokenizers import BUILDERS, build_word_level, build_wordpiece
 from transformers import (
@@ -100,6 +101,9 @@ datasets: [s2orc]
 
 # Base
 """
+
+settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 SMALL_SIZES = {
     "vocab_size": VOCAB_SIZE,

@@ -12,9 +12,10 @@ import torch
 from conftest import TINY_MODELS, VOCAB_SIZE, WIDTH, run_python, save
 from damage import TABLE, Damage, config, content, edit_json, factor, index, section, shard, table, tensors
 from few_bits import packed_model
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertForMaskedLM, Gemma3Config, Qwen2MoeConfig
 
 from hf_projclust import ProjClustCheckpointError
+from hf_projclust.configuration_projclust import projclust_config_class
 
 NAN, INFINITY = float("nan"), float("inf")
 Case = tuple[Damage, str]
@@ -117,7 +118,6 @@ FIELDS: dict[str, Case] = {
     "tokens are huge": (config(vocab_size=10**30), "vocab_size=1,000.*; expected at most"),
     "layers are endless": (config(num_hidden_layers=10**9), "num_hidden_layers=1,000.*; expected at most 10,000"),
     "labels are endless": (config(num_labels=10**9), "num_labels=1,000.*; expected at most"),
-    "layers of a part are endless": (config(text_config={"n_layer": 10**30}), "n_layer=1,000.*; expected at most"),
     "tokens are negative": (config(vocab_size=-1), "vocab_size=-1; expected at most"),
     "tokens are more": (config(vocab_size=10**9), "vocabulary table of 1,000,000,000 x 16; .* factored one of 97 x"),
     "a name of ours": (config(factor_layouts=3), "fields of the checkpoint's BertConfig cannot be used"),
@@ -248,6 +248,32 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024 < 20
     for line in (body, head):
         assert "word_embeddings.coefficients has shape (485,) in the checkpoint; expected (1000000000,) from" in line
     assert is_small == "True"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attn_implementation": "someone/kernel"}, "code on the Hub"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1,000"),
+        ({"num_labels": 10**9}, "num_labels=1,000"),
+        ({"transformers_weights": "evil.bin"}, "transformers_weights='evil.bin'; expected"),
+    ],
+)
+def test_made_classes_refuse_what_the_auto_classes_refuse(
+    fields: Any, message: str, whole: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = damaged(whole["float"], config(**fields), tmp_path)
+    made = type(AutoModelForMaskedLM.from_pretrained(whole["float"]))
+    for load in (made.from_pretrained, made.config_class.from_pretrained, AutoConfig.from_pretrained):
+        with pytest.raises(ProjClustCheckpointError, match=message):
+            load(folder)
+
+
+@pytest.mark.parametrize("fields", [{"num_experts": 10**9}, {"text_config": {"num_hidden_layers": 10**9}}])
+def test_endless_counts_of_parts_and_experts_are_refused(fields: dict[str, Any]) -> None:
+    native = Qwen2MoeConfig if "num_experts" in fields else Gemma3Config
+    with pytest.raises(ProjClustCheckpointError, match=r"num_(experts|hidden_layers)=1,000,000,000; expected at most"):
+        projclust_config_class(native).from_dict(fields)
 
 
 def test_other_ways_to_load_refuse_too(whole: dict[str, Path], tmp_path: Path) -> None:

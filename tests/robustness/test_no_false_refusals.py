@@ -85,7 +85,17 @@ def test_the_counts_of_native_configurations_are_within_the_bounds() -> None:
     made = []
     for native_class in CONFIG_MAPPING.values():
         with contextlib.suppress(ValueError, OSError, StrictDataclassClassValidationError):  # few need arguments
-            made.append(native_class().to_dict())
+            made.append((native_class().to_dict(), native_class))
     assert len(made) > 0.95 * len(CONFIG_MAPPING)
-    for fields in made:
-        _check_counts(fields | {"label2id": {"top layer": 10**8}})  # a label's name, not a count
+    for fields, native_class in made:
+        _check_counts(fields, native_class)
+
+
+def test_fields_of_ones_own_are_no_counts(tmp_path: Path) -> None:
+    model = TINY_MODELS["bert"].compressed()
+    model.config.update({"tokens_per_layer": 65536, "my_labels": 20_000_000})
+    model.config.label2id, model.config.id2label = {"a layer": 20_000, "b": 0}, {20_000: "a layer", 0: "b"}
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert equal_state_dicts(loaded, model)
+    assert loaded.config.tokens_per_layer == 65536
