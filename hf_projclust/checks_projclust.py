@@ -21,6 +21,7 @@ from .table_projclust import FACTOR_NAMES, FactoredTable
 from .vocabulary_projclust import factored_tables, owner_of
 
 _SUFFIX = ".safetensors"
+_MOST_MADE = 2**34  # bytes of tables that no file has, such as positions: 64 times those of a million positions of 64
 _FETCH = "Fetch or save the checkpoint again."
 
 
@@ -81,7 +82,8 @@ def check_files(model: Any, files: Iterable[str]) -> None:
 
     Raises:
         ProjClustCheckpointError: If one is no safetensors file, or a tensor cannot be in them for its size, or is of
-            whole numbers where the table has floating ones, or the other way round.
+            whole numbers where the table has floating ones, or the other way round; or if the model has huge tables
+            that are in no file.
     """
     headers: dict[str, tuple[tuple[int, ...], str]] = {}  # shape and dtype of each tensor
     for file in files:
@@ -99,6 +101,7 @@ def check_files(model: Any, files: Iterable[str]) -> None:
                 f"{file!r} cannot be read ({type(error).__name__}: {error}); expected a whole safetensors file. "
                 f"{_FETCH}"
             ) from error
+    _check_made_tables(model)
     num_stored = sum(prod(shape) for shape, _ in headers.values())
     tables = factored_tables(model)
     of_tables = {f"{name}.{part}": table for name, table in tables.items() for part in table.stored_names}
@@ -126,6 +129,18 @@ def check_files(model: Any, files: Iterable[str]) -> None:
             if tensor.is_floating_point() != ("F" in found):  # F32, BF16, F8_E4M3, but I32, U8, BOOL
                 kind = "floating" if tensor.is_floating_point() else "whole"
                 raise ProjClustCheckpointError(f"{stored} has dtype {found}; expected {kind} numbers. {_FETCH}")
+
+
+def _check_made_tables(model: Any) -> None:
+    """Refuse tables that are in no file, which Transformers makes at the word of a config.json."""
+    in_files = model.state_dict().keys()
+    made = {name: buffer.nbytes for name, buffer in model.named_buffers() if buffer.is_meta and name not in in_files}
+    if sum(made.values()) > _MOST_MADE:
+        name = max(made, key=made.__getitem__)
+        raise ProjClustCheckpointError(
+            f"the config.json asks for {sum(made.values()):,} bytes of tables that are in no file, {made[name]:,} of "
+            f"them for {name}; expected at most {_MOST_MADE:,}. It is damaged: fetch the checkpoint again."
+        )
 
 
 def check_tables(model: Any) -> None:

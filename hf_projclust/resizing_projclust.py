@@ -6,7 +6,7 @@ transformers and its siblings only.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -25,11 +25,17 @@ class ResizingMixin(_NativeModel):
     """What a made model class adds to its native base to be resized."""
 
     config: Any
+    native_class: ClassVar[Any]
 
     def _resize_token_embeddings(
         self, new_num_tokens: int | None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Module:
         """Resize every vocabulary module in place; rows of new tokens are those that the native class would give."""
+        if self.native_class._resize_token_embeddings is not PreTrainedModel._resize_token_embeddings:
+            raise ValueError(
+                f"{self.native_class.__name__} resizes more than its vocabulary table; expected a class that resizes "
+                "as others do. Resize the dense model, hf_projclust.decompress(model), and compress that."
+            )
         groups = vocabulary_modules(self)
         embedding, head = groups["embedding"][0], self.get_output_embeddings()
         size = _padded(embedding.num_embeddings if new_num_tokens is None else new_num_tokens, pad_to_multiple_of)

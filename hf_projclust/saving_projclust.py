@@ -90,7 +90,7 @@ class SavingMixin(_NativeModel):
             if not kwargs.get("distributed_checkpoint"):  # of which each process writes its part
                 save = stack.enter_context(WholeFolder.saved(save_directory))
                 stack.callback(_SAVE.reset, _SAVE.set(save))
-                save_directory = save.partial
+                save_directory = str(save.partial)  # some native classes take nothing else
             super().save_pretrained(save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
 
     def barrier_after_gathered_checkpoint_save(self, distributed_config: Any) -> None:

@@ -12,8 +12,11 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from conftest import TINY_MODELS, equal_state_dicts
+from conftest import COMPRESSED, TINY_MODELS, equal_state_dicts
+from damage import edit_json
+from transformers import AutoModelForCausalLM, CTRLConfig
 
+from hf_projclust import ProjClustCheckpointError, compress
 from hf_projclust.loading import load_model
 
 SECONDS = 60  # of which a load takes less than one
@@ -68,4 +71,15 @@ def test_a_huge_native_number_takes_neither_time_nor_memory(name: str, tmp_path:
     assert "num_labels" in refused
     assert not [error for error in refused.values() if "alloc" in error.lower() or "MemoryError" in error]
     assert {"vocab_size", model.config.attribute_map.get("hidden_size", "hidden_size")} <= refused.keys()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
+
+
+def test_huge_tables_of_positions_that_no_file_has_are_refused(tmp_path: Path) -> None:
+    config = CTRLConfig(vocab_size=97, n_embd=16, n_layer=1, n_head=2, n_positions=40, dff=24)
+    compress(AutoModelForCausalLM.from_config(config), **COMPRESSED).save_pretrained(tmp_path)
+    load_model(tmp_path)
+    edit_json(tmp_path / "config.json", lambda fields: fields.update(n_positions=10**9))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ProjClustCheckpointError, match="bytes of tables that are in no file, .* expected at most"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024

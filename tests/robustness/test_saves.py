@@ -16,7 +16,7 @@ from conftest import TINY_MODELS, equal_state_dicts
 from few_bits import packed_model
 from transformers import AutoModelForMaskedLM
 
-from hf_projclust import whole_folder_projclust
+from hf_projclust import saving_projclust, whole_folder_projclust
 from hf_projclust.folders import new_folder
 from hf_projclust.whole_folder_projclust import WholeFolder
 
@@ -271,3 +271,14 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(tmp_path: Path, mount
         (disk / "ballast").unlink()
         new.save_pretrained(disk / "out")
         assert equal_state_dicts(load(disk / "out"), new)
+
+
+def test_what_is_saved_by_parts_comes_after_a_save_that_is_over(tmp_path: Path) -> None:
+    """A barrier of Transformers that belongs to no save of ours puts nothing in place."""
+    model = TINY_MODELS["bert"].compressed()
+    model.save_pretrained(tmp_path / "one")
+    assert saving_projclust._SAVE.get() is None
+    with pytest.raises(NotADirectoryError):
+        (tmp_path / "file").touch()
+        model.save_pretrained(tmp_path / "file")
+    assert saving_projclust._SAVE.get() is None
