@@ -113,7 +113,7 @@ def main() -> None:
     print("| table | token counts | bytes | times smaller | STS-B dev, Spearman | mean cosine to the dense model |")  # noqa: T201
     print("|---|---|---:|---:|---:|---:|", *lines, sep="\n")  # noqa: T201
     options = ", ".join(f"{name} {value:g}" for name, value in WEIGHTS.items())
-    print(f"\n{options}, seeds 0 to 3, no training. {describe_machine()}; {versions}.")  # noqa: T201
+    print(f"\nOptions: {options}, seeds 0 to 3, no training. {describe_machine()}; {versions}.")  # noqa: T201
 
 
 if __name__ == "__main__":
