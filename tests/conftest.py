@@ -113,6 +113,17 @@ SMALL_SIZES = {
     "intermediate_size": 24,
     "max_position_embeddings": 40,
 }
+SMALL_PAIR_SIZES = {  # of an encoder and a decoder, as BART's kin name them
+    "vocab_size": VOCAB_SIZE,
+    "d_model": WIDTH,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "max_position_embeddings": 40,
+}
 
 TINY_MODELS = {
     # a tied head with a bias; a padding row
@@ -156,18 +167,7 @@ TINY_MODELS = {
     # a table that inner and outer model tie in turn, with an embedding class of its own that scales
     "bart": Tiny(
         BartForConditionalGeneration,
-        BartConfig(
-            vocab_size=VOCAB_SIZE,
-            d_model=WIDTH,
-            encoder_layers=1,
-            decoder_layers=1,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
-            encoder_ffn_dim=24,
-            decoder_ffn_dim=24,
-            max_position_embeddings=40,
-            scale_embedding=True,
-        ),
+        BartConfig(**SMALL_PAIR_SIZES, scale_embedding=True),
         ("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head"),
     ),
     # an embedding class whose scale is a buffer that is in no file

@@ -273,8 +273,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(tmp_path: Path, mount
         assert equal_state_dicts(load(disk / "out"), new)
 
 
-def test_what_is_saved_by_parts_comes_after_a_save_that_is_over(tmp_path: Path) -> None:
-    """A barrier of Transformers that belongs to no save of ours puts nothing in place."""
+def test_no_save_is_under_way_after_one_that_ended_or_failed(tmp_path: Path) -> None:
     model = TINY_MODELS["bert"].compressed()
     model.save_pretrained(tmp_path / "one")
     assert saving_projclust._SAVE.get() is None
